@@ -1,0 +1,110 @@
+"""The named tensors that travel between packages.
+
+Legend used in every docstring of this package:
+``B`` rows of a batch, ``T`` tokens of a padded row, ``N`` supervised tokens of a batch, ``V`` vocabulary, ``H`` hidden
+size, ``K`` candidate layers, ``I`` real items, ``W`` beams, ``M`` entries of a ragged list, ``E`` targets (items to
+predict) of a batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LegalTokens:
+    """The children of the trie node that precedes each supervised token, as a flat ragged list.
+
+    ``row[m]`` says to which of the ``N`` supervised tokens entry ``m`` belongs; entries of a row are adjacent and
+    ``row`` does not decrease. A supervised token outside the trie (text, end of a text answer) has no entry.
+
+    Attributes:
+        row: ``[M]`` int64, index into the ``N`` supervised tokens.
+        token: ``[M]`` int64, vocabulary id of a child.
+        reward: ``[M]`` float, r_v of Eq. 10 (sums to 1 within a row), or ``None`` when no reward model is in use.
+    """
+
+    row: Tensor
+    token: Tensor
+    reward: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of token ids for one training step, padded on the right.
+
+    Attributes:
+        input_ids: ``[B, T]`` int64. Padding stands after the row's last token, where a causal model cannot see it.
+        select: ``[N]`` int64, flat index ``b * T + t`` of the position whose state predicts a supervised token.
+        targets: ``[N]`` int64, the token to predict there.
+        node: ``[N]`` int64, trie node reached by the identifier's tokens before the target; -1 outside the trie.
+        target: ``[N]`` int64, number of the training target (item to predict) the token belongs to, in the order of
+            the data set's targets; -1 where the answer is no item.
+        ilrec_rows: ``[N]`` bool, whether ILRec's terms apply (A30: the ``seqrec`` task), or ``None`` for all.
+    """
+
+    input_ids: Tensor
+    select: Tensor
+    targets: Tensor
+    node: Tensor
+    target: Tensor
+    ilrec_rows: Tensor | None = None
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The same batch with every tensor on ``device``."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return TokenBatch(**moved)
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """What an objective sees of the backbone: states at the supervised positions, ready for the head.
+
+    Attributes:
+        final: ``[N, H]``, state of the last layer L after the final norm; ``head(final)`` are the model's own logits.
+        candidates: K tensors ``[N, H]``, layers L-k .. L-1 after the same norm (phi of Eq. 2), lowest layer first.
+        head: the output projection, ``[n, H] -> [n, V]``. It is linear, so the mean of logits is the logits of
+            the mean state.
+    """
+
+    final: Tensor
+    candidates: tuple[Tensor, ...]
+    head: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Named parts of a loss, each a *sum* over the supervised tokens of this micro-batch.
+
+    Sums, not means: the caller divides by the number of supervised tokens of the whole (accumulated, multi-process)
+    step, so that the loss does not depend on how a step is cut.
+
+    Attributes:
+        parts: name -> scalar tensor (sum over tokens), unweighted.
+        weights: name -> factor of the part in the total.
+        monitors: name -> scalar tensor (sum over tokens), logged only.
+    """
+
+    parts: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    monitors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """Weighted sum of the parts (a sum over tokens; divide by their number for the mean)."""
+        return torch.stack([self.weights[name] * part.float() for name, part in self.parts.items()]).sum()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best identifiers of each user.
+
+    Attributes:
+        leaf: ``[B, W]`` int64, identifiers (numbers of distinct complete token sequences) best first; -1 = none.
+        score: ``[B, W]`` float32, log-probability of the whole identifier; -inf where there is none.
+    """
+
+    leaf: Tensor
+    score: Tensor

@@ -1,0 +1,330 @@
+"""Typed settings of everything this package adds to RecBole.
+
+Each section is a frozen pydantic model that refuses unknown keys. Users write a section as a YAML mapping
+(``decode: {renormalise: true}``) or dotted (``--decode.renormalise=true``); the settings of the paper and the usual
+ones also have a short flat name, listed in :data:`FLAT_KEYS` (``--alpha=0.8``). RecBole's own keys stay RecBole's.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recbole_ilrec.errors import UserError, did_you_mean
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Natural = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused, docstrings under the fields are their help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class ILRecSettings(Section):
+    """Equations 2-12 of the paper and every reading of them (docs/choices.md)."""
+
+    k: Count = 3
+    """Candidate layers before the last one; 0 takes the negatives from the final logits and switches CPD off."""
+    alpha: NonNegative = 0.8
+    """Threshold of Eq. 4: a token is a hard negative when its ensemble probability is >= alpha times the truth's."""
+    beta: NonNegative = 0.1
+    """Strength of the penalty in Eq. 7."""
+    lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.01
+    """Weight of the cross-layer preference distillation, Eq. 8-9."""
+    mu: NonNegative = 0.005
+    """Weight of the collaborative reward regularisation, Eq. 11-12."""
+    use_cpo: bool = True
+    """False puts plain cross-entropy in place of Eq. 7 (Table 2, 'w/o CPO')."""
+    use_cpd: bool = True
+    """False drops Eq. 8 (Table 2, 'w/o CPD')."""
+    use_crr: bool = True
+    """False drops Eq. 11 (Table 2, 'w/o CRR')."""
+    negatives_from: Literal["ensemble", "final"] = "ensemble"
+    """'final' takes negatives and weights from the last layer's logits (Table 2, 'w/o CNS')."""
+    layer_range: Literal["k", "k_plus_1"] = "k"
+    """Layers of Eq. 3 and 8: L-k .. L-1, or L-k-1 .. L-1."""
+    apply_final_norm: bool = True
+    """Apply the model's final norm before the shared head (phi of Eq. 2)."""
+    ensemble: Literal["mean", "sum", "mean_prob", "mean_logprob"] = "mean"
+    """How Eq. 3 joins the layers."""
+    threshold_on: Literal["prob", "logit"] = "prob"
+    """Whether Eq. 4 compares probabilities or raw logits."""
+    tau_from: Literal["ensemble", "final"] = "ensemble"
+    """Whose value of the true token sets the threshold of Eq. 4."""
+    neg_scope: Literal["vocab", "item_tokens", "legal"] = "vocab"
+    """Which tokens may be negatives in Eq. 5."""
+    max_negatives: Natural | None = None
+    """Keep at most this many negatives of a position, the most probable ones."""
+    weight_from: Literal["logit", "prob", "uniform"] = "logit"
+    """Exponent of Eq. 6: ensemble logits (so w is the probability renormalised), probabilities, or equal weights."""
+    penalty: Literal["multiplicative", "sign_safe", "additive", "log1p"] = "multiplicative"
+    """Form of the penalised logit in Eq. 7."""
+    detach_weights: bool = True
+    """No gradient through the weights of Eq. 6."""
+    detach_teacher: bool = True
+    """No gradient through the last layer in Eq. 8."""
+    cpd_direction: Literal["student_teacher", "teacher_student", "js"] = "student_teacher"
+    """Direction of the divergence in Eq. 8; the first is as printed."""
+    cpd_support: Literal["vocab", "item_tokens", "legal"] = "vocab"
+    """Tokens over which Eq. 8 compares the two distributions."""
+    cpd_layer_reduction: Literal["sum", "mean"] = "sum"
+    """Join the layers of Eq. 8 by sum (printed) or mean."""
+    cpd_detach_head: bool = False
+    """Distil into the layers only, not into the shared head."""
+    cpd_share: Share = 1.0
+    """Random share of the positions on which Eq. 8 is evaluated; the estimate stays unbiased."""
+    crr_scope: Literal["negatives", "legal"] = "negatives"
+    """H of Eq. 11: the negatives and the truth (printed), or all legal tokens."""
+    crr_label: Literal["softmax", "normalised"] = "softmax"
+    """Soft label of Eq. 11: softmax of the rewards (printed) or the rewards themselves, normalised over H."""
+    crr_temperature: Positive = 1.0
+    """Temperature of the softmax of rewards in Eq. 11."""
+    r_truth_floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Lower bound of the true token's reward in Eq. 11."""
+    apply_to_eos: bool = True
+    """Whether the terms of ILRec also apply where the target is the end token."""
+    start_epoch: NonNegative = 0.0
+    """Train with plain cross-entropy until this epoch."""
+
+    @property
+    def layers(self) -> int:
+        """Number K of candidate layers that the backbone has to hand over."""
+        return self.k + 1 if self.layer_range == "k_plus_1" and self.k else self.k
+
+
+class IndexSettings(Section):
+    """Semantic IDs of LC-Rec: read from a file, or learned by an RQ-VAE."""
+
+    file: str | None = None
+    """LC-Rec's ``*.index.json``; default: ``<dataset>.index.json`` beside the data when it exists, else learned."""
+    embedding: Literal["tfidf", "backbone", "encoder", "cf"] = "tfidf"
+    """Item vectors to quantise: tf-idf of the texts, the backbone's pooled states, a sentence encoder, CF vectors."""
+    encoder: str | None = None
+    """Folder of the sentence encoder for ``embedding: encoder``."""
+    dimension: Natural = 256
+    """Length of the tf-idf vectors after truncated SVD."""
+    levels: Natural = 4
+    """Codebooks, i.e. tokens of an identifier."""
+    codebook_size: Annotated[int, Field(ge=2)] = 256
+    """Codes of a codebook."""
+    code_dim: Natural = 32
+    """Length of a code."""
+    hidden: tuple[Natural, ...] = (512, 256, 128)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    dropout: Probability = 0.0
+    """Dropout between the layers of encoder and decoder."""
+    batch_norm: bool = False
+    """Batch normalisation between the layers. LC-Rec's script says false and its parser reads that as true."""
+    commitment: NonNegative = 0.25
+    """Weight of the commitment part of the quantisation loss."""
+    quantisation_weight: NonNegative = 1.0
+    """Weight of the quantisation loss beside the reconstruction."""
+    sinkhorn_epsilon: tuple[NonNegative, ...] = (0.0, 0.0, 0.0, 0.003)
+    """Entropy of the optimal transport at each level (0: nearest code); the last entries belong to the last levels."""
+    sinkhorn_iterations: Natural = 50
+    """Row and column normalisations of the transport plan."""
+    epochs: Count = 200
+    """Passes over the items."""
+    batch_size: Natural = 1024
+    """Items of a step."""
+    learning_rate: Positive = 1e-3
+    """AdamW's step size, decayed linearly after a warm-up."""
+    weight_decay: NonNegative = 1e-4
+    """AdamW's decay."""
+    reassign_rounds: Count = 20
+    """Rounds of moving items of one identifier to free ones by Sinkhorn before an extra token is added."""
+
+
+class PromptSettings(Section):
+    """How a history and an answer become text and tokens."""
+
+    template: str | None = None
+    """Name of a file in ``properties/prompt`` or a path; default: the backbone preset's."""
+    append_eos: bool | None = None
+    """End every answer with the end token; default: the backbone preset's. Needed when an identifier begins another."""
+    max_length: Natural = 1024
+    """Tokens of a row at most; older history items are left out first, answers never."""
+
+
+class BackboneSettings(Section):
+    """The language model: a preset in ``properties/backbone``, a folder, or a hub id."""
+
+    path: str | None = None
+    """Folder or hub id of a Hugging Face causal LM; empty trains ``tiny`` from scratch."""
+    revision: str | None = None
+    """Commit or tag of the hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel asked of transformers."""
+    template: str = "compact"
+    """Default prompt template of this backbone."""
+    append_eos: bool = True
+    """Default of ``prompt.append_eos`` for this backbone."""
+    hidden_size: Natural = 128
+    """Width of ``tiny``."""
+    layers: Natural = 4
+    """Decoder blocks of ``tiny``."""
+    heads: Natural = 4
+    """Attention heads of ``tiny``."""
+    intermediate_size: Natural = 256
+    """Width of the gated feed-forward of ``tiny``."""
+    dropout: Probability = 0.2
+    """Dropout on embeddings and on the output of each attention and feed-forward block of ``tiny``."""
+    tie_embeddings: bool = True
+    """Share the input and output embedding of ``tiny``."""
+
+
+class RewardSettings(Section):
+    """The frozen collaborative-filtering model of Eq. 10."""
+
+    model: str = "SASRec"
+    """Name of any sequential model of RecBole."""
+    checkpoint: str | None = None
+    """A checkpoint folder written by this package; default: train once, cache by content, reuse."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """RecBole settings of the CF model, over ``properties/reward/<model>.yaml``."""
+    temperature: Positive = 1.0
+    """Temperature of the softmax over items that turns CF scores into R."""
+    mask_history: bool = False
+    """Give items of the history no probability in R."""
+
+
+class TrainSettings(Section):
+    """The loop, beside RecBole's own keys (epochs, train_batch_size, learning_rate, weight_decay, eval_step, ...)."""
+
+    rows: Literal["prefix", "sequence"] = "prefix"
+    """One row per (history, target), or one per sequence with every item after the first as a target."""
+    gradient_accumulation: Natural = 1
+    """Micro-batches of an optimiser step."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps with a rising learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    max_grad_norm: Positive = 1.0
+    """Gradient clipping."""
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    """Second moment's decay of AdamW."""
+    max_steps: Natural | None = None
+    """Stop after this many optimiser steps."""
+    item_dropout: Probability = 0.0
+    """Leave each history item out with this probability while training (the target stays)."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights that is evaluated and kept; 0 keeps the weights."""
+    save_steps: Natural | None = None
+    """Write a resumable checkpoint every so many steps; default: at each epoch."""
+    keep_checkpoints: Natural = 2
+    """Resumable checkpoints kept."""
+    log_steps: Natural = 50
+    """Steps between two lines of loss parts in TensorBoard."""
+
+
+class DecodeSettings(Section):
+    """Constrained beam search."""
+
+    num_beams: Natural = 20
+    """Beams, and identifiers returned."""
+    renormalise: bool = False
+    """Score a token among the legal ones only instead of over the whole vocabulary."""
+    exclude_history: bool = False
+    """Leave items of the history out of the result."""
+    collisions: Literal["expected", "strict", "optimistic"] = "expected"
+    """Rank of an item that shares its identifier: average over the group, by item order, or best."""
+
+
+class Settings(Section):
+    """All sections, and the two keys that name a row of Table 1."""
+
+    paradigm: Literal["lcrec"] = "lcrec"
+    """Item identifiers: semantic IDs (LC-Rec)."""
+    objective: str = "ilrec"
+    """Name of a loss in ``recbole_ilrec.objective``."""
+    backbone_name: str = "tiny"
+    """Preset, folder or hub id given as ``--backbone``."""
+    ilrec: ILRecSettings = ILRecSettings()
+    index: IndexSettings = IndexSettings()
+    prompt: PromptSettings = PromptSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    reward: RewardSettings = RewardSettings()
+    train: TrainSettings = TrainSettings()
+    decode: DecodeSettings = DecodeSettings()
+    eval_users: Natural | None = None
+    """Evaluate the first n users only (for a quick look; the record says so)."""
+
+
+FLAT_KEYS: dict[str, str] = {
+    **{name: f"ilrec.{name}" for name in ("k", "alpha", "beta", "lambda", "mu", "use_cpo", "use_cpd", "use_crr")},
+    "negatives_from": "ilrec.negatives_from",
+    "index_file": "index.file",
+    "reward_model": "reward.model",
+    "reward_checkpoint": "reward.checkpoint",
+    "train_rows": "train.rows",
+    "gradient_accumulation_steps": "train.gradient_accumulation",
+    "warmup_ratio": "train.warmup_ratio",
+    "max_steps": "train.max_steps",
+    "save_steps": "train.save_steps",
+    "num_beams": "decode.num_beams",
+    "exclude_history": "decode.exclude_history",
+    "collisions": "decode.collisions",
+    "paradigm": "paradigm",
+    "objective": "objective",
+    "backbone": "backbone_name",
+    "eval_users": "eval_users",
+}
+"""Short names on the command line and in YAML -> dotted settings."""
+
+SECTIONS = tuple(n for n, f in Settings.model_fields.items() if isinstance(f.default, Section))
+
+
+def known_keys() -> Iterator[str]:
+    """Every key a user may give for this package: flat names, sections, dotted names."""
+    yield from FLAT_KEYS
+    for section in SECTIONS:
+        yield section
+        for name, field in type(Settings.model_fields[section].default).model_fields.items():
+            yield f"{section}.{field.alias or name}"
+
+
+def build_settings(values: Mapping[str, Any]) -> Settings:
+    """Typed settings from a bag of flat, dotted and nested keys; other keys are not looked at.
+
+    A flat or dotted key beats a nested one. ``backbone`` may be a name (``--backbone=tiny``) or a mapping.
+
+    Raises:
+        UserError: naming the first bad value, what is allowed and where it is documented.
+    """
+    tree: dict[str, Any] = {}
+    for section in SECTIONS:
+        if isinstance(values.get(section), Mapping):
+            tree[section] = dict(values[section])
+    for key, value in values.items():
+        target = FLAT_KEYS.get(key, key if key.partition(".")[0] in SECTIONS else None)
+        if target is None or (isinstance(value, Mapping) and target in (*SECTIONS, "backbone_name")):
+            continue
+        section, _, name = target.partition(".")
+        if name:
+            tree.setdefault(section, {})[name] = value
+        elif section in SECTIONS:
+            raise UserError(f"{section}={value!r} must be a mapping of settings, e.g. --{section}.NAME=VALUE.")
+        else:
+            tree[section] = value
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise _user_error(error) from None
+
+
+def _user_error(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    dotted = ".".join(str(part) for part in first["loc"])
+    short = next((flat for flat, target in FLAT_KEYS.items() if target == dotted.replace("lambda_", "lambda")), dotted)
+    if first["type"] == "extra_forbidden":
+        known = [key for key in known_keys() if "." in key]
+        return UserError(f"Unknown setting '{dotted}'. {did_you_mean(dotted, known)}See docs/settings.md for all.")
+    return UserError(f"{short}={first['input']!r} is not allowed: {first['msg']}. See docs/settings.md.")
