@@ -1,0 +1,199 @@
+"""Checkpoints without pickle: tensors in safetensors, everything else in JSON.
+
+A checkpoint is a folder with ``state.json`` and the tensor file that it names. ``state.json`` is renamed into place
+last, so at every instant it describes a complete pair; it holds the SHA-256 of the tensor file. Any nesting of dicts,
+lists, tuples, tensors, NumPy arrays and plain values can be stored, optimiser states and generator states among them.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recbole_ilrec.errors import UserError
+
+FORMAT = 1
+STATE = "state.json"
+_TENSOR, _ARRAY, _PAIRS, _TUPLE = "$tensor", "$array", "$pairs", "$tuple"
+
+
+def save_state(folder: str | os.PathLike[str], content: Mapping[str, Any], *, kind: str) -> Path:
+    """Write a checkpoint, atomically: whatever happens, the folder holds this one or the one before.
+
+    Args:
+        folder: made when missing; an older checkpoint in it is replaced.
+        content: nested values, e.g. ``{"model": state_dict, "optimizer": ..., "epoch": 3}``.
+        kind: what the checkpoint is of, e.g. ``"SASRec"``; compared by :func:`load_state`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: a value that is neither tensor, array nor plain.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(content, tensors, {})
+    temporary = folder / f".tensors.tmp-{os.getpid()}"
+    try:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # its way to report a full or read-only disk
+            raise OSError(f"cannot write {temporary}: {error}") from None
+        digest = _sync_and_hash(temporary)
+        name = f"tensors-{digest[:16]}.safetensors"
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    state = {"format": FORMAT, "kind": kind, "tensors": name, "sha256": digest, "content": tree}
+    _write_json(folder / STATE, state)
+    for old in folder.glob("tensors-*.safetensors"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+    return folder
+
+
+def load_state(folder: str | os.PathLike[str], *, kind: str | None = None) -> dict[str, Any]:
+    """Read back what :func:`save_state` was given, on the CPU.
+
+    Args:
+        folder: the checkpoint's folder, or its ``state.json``.
+        kind: refuse a checkpoint of anything else.
+
+    Raises:
+        UserError: missing, truncated, foreign, or of another kind.
+    """
+    path = Path(folder)
+    path = path if path.name == STATE else path / STATE
+    state = _read_json(path)
+    if kind is not None and state["kind"] != kind:
+        raise UserError(
+            f"{path.parent} is a checkpoint of another model: it holds {state['kind']}, this run is {kind}. Choose the "
+            f"checkpoint of a {kind} run or set --model accordingly."
+        )
+    file = path.parent / Path(str(state["tensors"])).name
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is incomplete: {file.name} is missing. Copy the whole folder again.") from None
+    if hashlib.sha256(content).hexdigest() != state["sha256"]:
+        raise UserError(f"{file} is truncated or was changed: its checksum differs. Copy the whole folder again.")
+    return _decode(state["content"], load_tensors(content))
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy, torch and all GPUs, for :func:`save_state`."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators back as :func:`random_state` found them; GPUs that are not here are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _encode(value: Any, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+    """JSON in place of ``value``; its tensors go to ``tensors``, one that is shared (tied weights) only once."""
+    if isinstance(value, Tensor):
+        # Empty tensors have no address, so they are told apart by number.
+        address = value.data_ptr() if value.numel() else -len(tensors) - 1
+        key = (address, value.shape, value.stride(), value.dtype, value.device)
+        if key not in seen:
+            seen[key] = f"{len(tensors):06d}"
+            plain = value.detach().cpu().contiguous()
+            whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+            tensors[seen[key]] = plain if whole and plain.data_ptr() != value.data_ptr() else plain.clone()
+        return {_TENSOR: seen[key]}
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: value.dtype.str, "values": value.tolist()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _encode(entry, tensors, seen) for key, entry in value.items()}
+        return {_PAIRS: [[_encode(k, tensors, seen), _encode(v, tensors, seen)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {_TUPLE: [_encode(entry, tensors, seen) for entry in value]}
+    if isinstance(value, list):
+        return [_encode(entry, tensors, seen) for entry in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_decode(entry, tensors) for entry in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _TENSOR in tree:
+        return tensors[tree[_TENSOR]]
+    if _ARRAY in tree:
+        return np.array(tree["values"], dtype=np.dtype(tree[_ARRAY]))
+    if _PAIRS in tree:
+        return {_decode(key, tensors): _decode(value, tensors) for key, value in tree[_PAIRS]}
+    if _TUPLE in tree:
+        return tuple(_decode(entry, tensors) for entry in tree[_TUPLE])
+    return {key: _decode(value, tensors) for key, value in tree.items()}
+
+
+def _sync_and_hash(path: Path) -> str:
+    with path.open("rb+") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
+    return digest
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # not every system lets a folder be synced
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.parent.is_file():
+        raise UserError(
+            f"{path.parent} is a file: a checkpoint of this package is a folder with {STATE}. RecBole's own .pth files "
+            "are pickles and are not read; train the model again with this package."
+        )
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no checkpoint of this package: it has no {STATE}. Check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is truncated or no checkpoint of this package. Copy the whole folder again.") from None
+    needed = ("format", "kind", "tensors", "sha256", "content")
+    if not isinstance(state, dict) or any(key not in state for key in needed):
+        raise UserError(f"{path} was not written by this package: it lacks one of {', '.join(needed)}.")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}: use the version it is from.")
+    return state

@@ -1,0 +1,288 @@
+"""Training of RecBole's sequential models with RecBole's own loop.
+
+What differs from RecBole's ``Trainer``: checkpoints without pickle in one folder a run (``best/`` to evaluate, ``last/``
+to go on from), an interrupted run resumed at an epoch's boundary continues as if it had not been interrupted,
+recommendations that do not exist are no hits, the history can be left out of the ranking, frozen parameters stay out of
+the optimiser, and nothing is written before training starts.
+"""
+
+import logging
+import os
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.evaluator import Evaluator
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.trainer import Trainer as RecBoleTrainer
+from recbole.trainer.trainer import AbstractTrainer
+from recbole.utils import WandbLogger, get_local_time, get_tensorboard, init_seed, set_color
+from torch import Tensor
+
+from recbole_ilrec.checkpoint import load_state, random_state, save_state, set_random_state
+from recbole_ilrec.collector import Collector
+from recbole_ilrec.config import Config
+from recbole_ilrec.dataset import Data
+from recbole_ilrec.errors import UserError, unknown_name
+
+logger = logging.getLogger(__name__)
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+BEST, LAST = "best", "last"
+
+
+class ClassicalTrainer(RecBoleTrainer):
+    """RecBole's trainer; see the module's docstring for what is different.
+
+    Attributes:
+        folder: ``<checkpoint_dir>/<Model>-<dataset>-<time>`` of this run, or the folder that is resumed; made at the
+            first checkpoint.
+        finished: the resumed run had already come to its end, so :meth:`fit` has nothing left to do.
+    """
+
+    def __init__(self, config: Config, model: AbstractRecommender):
+        # Not RecBole's own __init__: it makes folders and a TensorBoard file at once.
+        AbstractTrainer.__init__(self, config, model)
+        self.logger = logging.getLogger()
+        self.wandblogger = WandbLogger(config)
+        self.learner = str(config["learner"])
+        self.learning_rate = config["learning_rate"]
+        self.weight_decay = config["weight_decay"]
+        self.epochs = config["epochs"]
+        self.eval_step = min(config["eval_step"], self.epochs)
+        self.stopping_step = config["stopping_step"]
+        self.clip_grad_norm = config["clip_grad_norm"]
+        self.valid_metric = config["valid_metric"].lower()
+        self.valid_metric_bigger = config["valid_metric_bigger"]
+        self.test_batch_size = config["eval_batch_size"]
+        self.device = config["device"]
+        self.gpu_available = self.device.type == "cuda"
+        self.enable_amp = config["enable_amp"]
+        self.enable_scaler = self.gpu_available and config["enable_scaler"]
+        self.checkpoint_dir = config["checkpoint_dir"]
+        self.folder = _unused(Path(self.checkpoint_dir) / f"{config['model']}-{config['dataset']}-{get_local_time()}")
+        self.saved_model_file = str(self.folder / BEST)
+        self.start_epoch = 0
+        self.cur_step = 0
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+        self.best_valid_result: OrderedDict[str, float] | None = None
+        self.train_loss_dict: dict[int, float] = {}
+        self.optimizer = self._build_optimizer()
+        self.eval_type = config["eval_type"]
+        self.eval_collector = Collector(config)
+        self.evaluator = Evaluator(config)
+        self.item_tensor: Any = None
+        self.tot_item_num: int | None = None
+        self.finished = False
+        self._resumed: dict[str, Any] | None = None
+        self._saved = False
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.learner.lower() not in LEARNERS:
+            raise unknown_name("learner", self.learner, LEARNERS)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return super()._build_optimizer(**{"params": trained, **kwargs})
+
+    # ---- training
+
+    def fit(
+        self,
+        train_data: AbstractDataLoader,
+        valid_data: AbstractDataLoader | None = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, OrderedDict[str, float] | None]:
+        """Train until ``epochs`` or early stopping; see RecBole's ``Trainer.fit`` for the arguments.
+
+        Returns:
+            The best validation score and all validation metrics of that epoch.
+        """
+        self._saved = saved
+        if self.finished:
+            self.eval_collector.data_collect(train_data)
+            return self.best_valid_score, self.best_valid_result
+        if self._resumed is not None:
+            train_data.generator.set_state(self._resumed["loader"])
+            set_random_state(self._resumed["random"])
+        self.tensorboard = get_tensorboard(self.logger)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*GradScaler", category=FutureWarning)
+                super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        finally:
+            self.tensorboard.close()
+        if saved and self.train_loss_dict:
+            self._save_resumable(max(self.train_loss_dict) + 1, train_data, finished=True)
+        return self.best_valid_score, self.best_valid_result
+
+    def _train_epoch(
+        self, train_data: AbstractDataLoader, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float | tuple[float, ...]:
+        if self._saved and epoch_idx > self.start_epoch:  # the epoch before is complete, its evaluation included
+            self._save_resumable(epoch_idx, train_data, finished=False)
+        return super()._train_epoch(train_data, epoch_idx, loss_func=loss_func, show_progress=show_progress)
+
+    def _check_nan(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"The training loss is {loss.item()}: lower learning_rate={self.learning_rate}, or set clip_grad_norm, "
+                "e.g. --clip_grad_norm='{max_norm: 5}'."
+            )
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        content = {
+            "model": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "epoch": epoch,
+            "valid_score": self.best_valid_score,
+            "config": self.config.as_dict(),
+        }
+        save_state(self.saved_model_file, content, kind=self.config["model"])
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
+
+    def _save_resumable(self, next_epoch: int, train_data: AbstractDataLoader, *, finished: bool) -> None:
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "next_epoch": next_epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": self.best_valid_score,
+            "best_valid_result": self.best_valid_result,
+            "train_loss": self.train_loss_dict,
+            "random": random_state(),
+            "loader": train_data.generator.get_state(),
+            "finished": finished,
+        }
+        save_state(self.folder / LAST, content, kind=self.config["model"])
+
+    def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
+        """Go on from the last complete epoch of an earlier run, exactly as it would have gone on itself.
+
+        Args:
+            resume_file: the run's folder (``saved/<Model>-<dataset>-<time>``) or its ``last/``; further checkpoints
+                go there too.
+
+        Raises:
+            UserError: no such checkpoint, or one of another model or another shape.
+        """
+        folder = Path(resume_file)
+        folder = folder.parent if folder.name in (BEST, LAST) else folder
+        state = load_state(folder / LAST, kind=self.config["model"])
+        load_weights(self.model, state["model"], folder / LAST)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise UserError(f"{folder / LAST} does not fit learner={self.learner}: {error}.") from None
+        self.start_epoch = state["next_epoch"]
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        if state["best_valid_result"] is not None:
+            self.best_valid_result = OrderedDict(state["best_valid_result"])
+        self.train_loss_dict = dict(state["train_loss"])
+        stopped = bool(state["finished"] and self.cur_step > self.stopping_step)
+        self.finished = stopped or self.start_epoch >= self.epochs
+        self._resumed = state
+        self.folder = folder
+        self.saved_model_file = str(folder / BEST)
+        self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+
+    def load_best(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Put the weights of the best epoch of this run, or of another run's ``best/``, into the model."""
+        folder = Path(folder or self.saved_model_file)
+        state = load_state(folder, kind=self.config["model"])
+        load_weights(self.model, state["model"], folder)
+        self.model.load_other_parameter(state["other_parameter"])
+        self.logger.info(f"Loading model structure and parameters from {folder}")
+
+    # ---- evaluation
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: AbstractDataLoader,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> OrderedDict[str, float]:
+        """All ``metrics`` over ``eval_data``, with the best epoch's weights unless ``load_best_model`` is off."""
+        if load_best_model:
+            self.load_best(model_file)
+        self._evaluated = eval_data._dataset
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        return OrderedDict((name, float(value)) for name, value in result.items())
+
+    def _full_sort_batch_eval(self, batched_data: tuple[Any, ...]) -> tuple[Any, ...]:
+        interaction, history, positive_u, positive_i = batched_data
+        if self.config.settings.decode.exclude_history:
+            users = interaction[self.config["USER_ID_FIELD"]].cpu()
+            history = self._evaluated.sequences.before(users, interaction[self.config["TIME_FIELD"]].cpu())
+        return super()._full_sort_batch_eval((interaction, history, positive_u, positive_i))
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """``model.load_state_dict``; a mismatch becomes a :class:`UserError` that names ``source``."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{source} does not fit this model and dataset: {detail} Use the settings and data it was trained with."
+        ) from None
+
+
+def build_model(config: Config, data: Data) -> AbstractRecommender:
+    """The model that ``config`` names, on its device; RecBole's complaints about sizes become a :class:`UserError`."""
+    try:
+        model = config.model_class(config, data.train._dataset)  # type: ignore[call-arg]
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{config.model} cannot be built with these settings: {error}") from None
+    return model.to(config["device"])
+
+
+def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, Any]:
+    """Train and evaluate one of RecBole's models.
+
+    Args:
+        config: all settings.
+        data: what :func:`recbole_ilrec.dataset.build_data` made of them.
+        saved: keep checkpoints and test the best epoch; otherwise test the last one.
+
+    Returns:
+        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{config.model} is trained in one process: start it without torchrun.")
+    init_seed(config["seed"], config["reproducibility"])
+    model = build_model(config, data)
+    logger.info(model)
+    trainer = ClassicalTrainer(config, model)
+    if config["resume_from_checkpoint"]:
+        trainer.resume_checkpoint(config["resume_from_checkpoint"])
+    show = config["show_progress"]
+    score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    return {
+        "best_valid_score": float(score),
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": valid,
+        "test_result": test,
+    }
+
+
+def _unused(folder: Path) -> Path:
+    """``folder``, or with a number when a run of the same second has it."""
+    number = 1
+    free = folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free

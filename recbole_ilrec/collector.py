@@ -1,0 +1,98 @@
+"""What RecBole's evaluator is fed: hits and recommended items of each user.
+
+RecBole's own collector takes the K best columns of a score row. Where fewer than K scores are finite it fills up with
+low item ids and counts those as hits if they are the target; here such a place is no recommendation.
+"""
+
+import copy
+from collections import Counter
+
+import torch
+from recbole.config import Config as RecBoleConfig
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Collector as RecBoleCollector
+from recbole.evaluator.collector import DataStruct
+from torch import Tensor
+
+_OF_ONE_EVALUATION = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+
+
+class Collector(RecBoleCollector):
+    """RecBole's collector; :meth:`collect_hits` takes the place of a dense score matrix for generative models."""
+
+    def __init__(self, config: RecBoleConfig):
+        super().__init__(config)
+        self._other_needs = copy.copy(self.register)
+        for need in ("rec.items", "rec.topk"):
+            setattr(self._other_needs, need, False)
+
+    def collect_hits(self, rank: Tensor, items: Tensor | None = None) -> None:
+        """Add one batch of users with one target each.
+
+        Args:
+            rank: ``[B]`` int64, place of the target in the user's list, 0 = first; negative or large = not found.
+            items: ``[B, K]`` int64 internal ids of the recommended items, best first, 0 = none; K at least the largest
+                ``topk``. Only needed for metrics of coverage and popularity.
+        """
+        width = max(self.topk)
+        hits = (rank[:, None] == torch.arange(width, device=rank.device)).int()
+        if self.register.need("rec.topk"):
+            self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1).cpu())
+        if self.register.need("rec.items"):
+            if items is None or items.shape[1] < width:
+                raise ValueError(f"metrics {self.config['metrics']} need the {width} recommended items of each user")
+            self.data_struct.update_tensor("rec.items", items[:, :width].cpu())
+
+    def eval_batch_collect(
+        self, scores_tensor: Tensor, interaction: Interaction, positive_u: Tensor, positive_i: Tensor
+    ) -> None:
+        """Add one batch of scores.
+
+        Choice: a place of the list whose score is -inf or NaN holds item 0, ``[PAD]``, and is never a hit. RecBole
+        counts it when the target's id happens to stand there.
+
+        Args:
+            scores_tensor: ``[B, I + 1]`` scores by internal item id.
+            interaction: the rows.
+            positive_u: ``[P]`` row of each target.
+            positive_i: ``[P]`` internal id of each target.
+        """
+        best, items = torch.topk(scores_tensor, max(self.topk), dim=-1)
+        recommended = best > -torch.inf
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", items.masked_fill(~recommended, 0))
+        if self.register.need("rec.topk"):
+            hits, positives = _hits(items, positive_u.to(items.device), positive_i.to(items.device))
+            result = torch.cat([hits * recommended, positives[:, None]], dim=1).int()
+            self.data_struct.update_tensor("rec.topk", result)
+        full, self.register = self.register, self._other_needs
+        try:
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        finally:
+            self.register = full
+
+    def get_data_struct(self) -> DataStruct:
+        """What was collected, on the CPU; forgets what belongs to this evaluation, keeps what came from training."""
+        collected = DataStruct()
+        for key, value in self.data_struct._data_dict.items():
+            if isinstance(value, Tensor):
+                value = value.cpu()
+            elif isinstance(value, Counter):
+                value = Counter(value)
+            collected.set(key, value)
+        for key in _OF_ONE_EVALUATION:
+            if key in self.data_struct:
+                del self.data_struct[key]
+        return collected
+
+
+def _hits(items: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """``[B, K]`` whether a recommended item is a target of its row, and ``[B]`` how many targets a row has."""
+    users = len(items)
+    positives = torch.bincount(row, minlength=users)
+    if len(row) == users and torch.equal(row, torch.arange(users, device=row.device)):
+        return items == target[:, None], positives
+    width = int(torch.maximum(items.max(), target.max())) + 1
+    wanted = torch.zeros(users * width, dtype=torch.bool, device=items.device)
+    wanted[row * width + target] = True
+    return wanted[torch.arange(users, device=items.device)[:, None] * width + items], positives

@@ -1,0 +1,311 @@
+"""RecBole's sequential dataset in exact time order, with the raw item texts, and the loaders built from it.
+
+Rows, split and loaders are RecBole's: one row per prefix of a sequence, each user's last row for test and the one
+before for validation. What differs: the ``.inter`` file is checked row by row, timestamps keep their exact order, texts
+are read as they stand in the ``.item`` file, and augmentation is vectorised.
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.config import Config as RecBoleConfig
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.utils import FeatureSource, FeatureType, set_color
+from recbole.utils.argument_list import dataset_arguments
+from torch import Tensor
+
+from recbole_ilrec.config import Config
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.interaction_file import read_interactions
+
+logger = logging.getLogger(__name__)
+
+_EXACT_IN_FLOAT32 = 1 << 23
+_ROWS_AT_ONCE = 1 << 18
+
+
+class SequenceDataset(SequentialDataset):
+    """A sequential dataset of RecBole; see the module's docstring for what is different.
+
+    Choice: RecBole turns timestamps into float32, in which seconds less than about 128 apart collapse (RecBole#2204).
+    They are replaced by ranks: position in the order of (exact time, user, line of the file). Equal times of one user
+    are taken in file order. Above 2^23 interactions, where float32 would not tell ranks apart, the ranks are counted
+    for each user alone, which orders a sequence the same but not the users among each other.
+
+    Raises:
+        UserError: a missing or malformed file, or nothing left after filtering.
+    """
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # RecBole fills columns in a way that pandas 3 drops
+            super()._load_data(token, dataset_path)
+
+    def _data_processing(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            super()._data_processing()
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        if source is not FeatureSource.INTERACTION or self.benchmark_filename_list is not None:
+            return super()._load_feat(filepath, source)
+        load, unload = self._get_load_and_unload_col(source)
+        frame, types = read_interactions(
+            Path(filepath),
+            required={self.uid_field: "token", self.iid_field: "token", self.time_field: "float"},
+            wanted=lambda field: (load is None or field in load) and (unload is None or field not in unload),
+            separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or "utf-8-sig",
+        )
+        if any(kind.endswith("seq") for kind in types.values()):
+            return super()._load_feat(filepath, source)
+        for field, kind in types.items():
+            self.set_field_property(field, FeatureType(kind), source, 1)
+            if kind == "float":
+                self.field2bucketnum[field] = 2
+        return frame
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        path = Path(dataset_path) / f"{token}.inter"
+        if self.benchmark_filename_list is None and not path.is_file():
+            raise UserError(
+                f"{path} does not exist: a dataset folder holds NAME.inter, tab separated, with the header "
+                "'user_id:token<TAB>item_id:token<TAB>timestamp:float'."
+            )
+        super()._load_inter_feat(token, dataset_path)
+
+    def _remove_duplication(self) -> None:
+        if self.config["rm_dup_inter"] is not None:  # RecBole's sort leaves the order of equal times to chance
+            self.inter_feat.sort_values(by=self.time_field, kind="stable", inplace=True)
+            keep = self.config["rm_dup_inter"]
+            self.inter_feat.drop_duplicates(subset=[self.uid_field, self.iid_field], keep=keep, inplace=True)
+
+    def _reset_index(self) -> None:
+        """The last step of filtering; until here the index of a row is its place in the file."""
+        counts = self.inter_feat[self.uid_field].value_counts()
+        if counts.empty:
+            raise UserError(
+                f"{self.dataset_name}: no interaction is left after filtering. Check the file and the settings "
+                "user_inter_num_interval, item_inter_num_interval, val_interval and filter_inter_by_user_or_item."
+            )
+        if counts.iloc[0] < 3:
+            raise UserError(
+                f"{self.dataset_name}: no user has 3 interactions or more, the longest sequence has {counts.iloc[0]}. "
+                "Leave-one-out takes one for test and one for validation; use data with longer sequences."
+            )
+        self._rank_times()
+        super()._reset_index()
+
+    def _rank_times(self) -> None:
+        frame = self.inter_feat
+        users = pd.factorize(frame[self.uid_field])[0]
+        times = frame[self.time_field].to_numpy(np.float64)
+        order = np.lexsort((frame.index.to_numpy(), users, times))
+        if len(order) > _EXACT_IN_FLOAT32:
+            order = order[np.argsort(users[order], kind="stable")]
+            first = np.searchsorted(users[order], users[order], side="left")
+            ranks = np.arange(len(order)) - first
+        else:
+            ranks = np.arange(len(order))
+        exact = np.empty(len(order), dtype=np.float64)
+        exact[order] = ranks
+        frame[self.time_field] = exact
+
+    def data_augmentation(self) -> None:
+        """One row per (history, next item), exactly as RecBole's loops build them, without the loops."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        users = self.inter_feat[self.uid_field].numpy()
+        starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        lengths = np.diff(np.r_[starts, len(users)])
+        self.sequences = Sequences.build(self.inter_feat, self.uid_field, self.iid_field, self.time_field, self.user_num)
+        row = np.arange(len(users))
+        first = np.repeat(starts, lengths)
+        target = row[row > first]
+        begin = np.maximum(first[target], target - self.max_item_list_len)
+        histories = self._histories(torch.from_numpy(begin), torch.from_numpy(target - begin))
+        rows = self.inter_feat[target]
+        rows.update(Interaction(histories))
+        self.inter_feat = rows
+
+    def _histories(self, begin: Tensor, length: Tensor) -> dict[str, Tensor]:
+        """Columns ``item_length`` and ``*_list``: the ``length[r]`` entries from ``begin[r]`` on, zeros after them."""
+        columns = {self.item_list_length_field: length}
+        for field in list(self.inter_feat):
+            if field == self.uid_field:
+                continue
+            list_field = getattr(self, f"{field}_list_field")
+            value = self.inter_feat[field]
+            width = self.field2seqlen[list_field]
+            width = width[0] if isinstance(width, tuple) else width
+            column = torch.zeros((len(begin), width, *value.shape[1:]), dtype=value.dtype)
+            for part in torch.arange(len(begin)).split(_ROWS_AT_ONCE):
+                inside = torch.arange(width) < length[part, None]
+                index = (begin[part, None] + torch.arange(width)).masked_fill(~inside, 0)
+                column[part] = value[index] * inside.view(*inside.shape, *(1,) * (value.dim() - 1)).to(value.dtype)
+            columns[list_field] = column
+        return columns
+
+    @cached_property
+    def item_texts(self) -> list[dict[str, str]]:
+        """Field -> raw text of each item by internal id, as in the ``.item`` file; entry 0 (``[PAD]``) is empty."""
+        from recbole_ilrec.preparation.atomic import read_items
+
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        texts = read_items(path, item_field=self.iid_field) if path.is_file() else {}
+        tokens = self.field2id_token[self.iid_field][1:].tolist()
+        missing = sum(token not in texts for token in tokens)
+        if missing:
+            logger.warning("%d of %d items have no text in %s.", missing, len(tokens), path)
+        return [{}, *(texts.get(token, {}) for token in tokens)]
+
+    def statistics(self) -> str:
+        """One line of counts as RecBole gives them: ``[PAD]`` is one user and one item (the paper's Table 3)."""
+        return (
+            f"{self.dataset_name}: {self.user_num:,} users, {self.item_num:,} items (each with [PAD]), "
+            f"{self.inter_num:,} interactions, sparsity {self.sparsity:.4%}"
+        )
+
+    def content_key(self) -> str:
+        """SHA-256 over the data files and the settings that select from them: names what is learned from this data."""
+        digest = hashlib.sha256()
+        for suffix in ("inter", "item"):
+            path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
+            if path.is_file():
+                with path.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(suffix.encode())
+        selecting = {key: self.config[key] for key in (*dataset_arguments, "eval_args", "repeatable")}
+        digest.update(json.dumps(selecting, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """All interactions, grouped by user in time order.
+
+    Attributes:
+        start: ``[user_num + 1]`` int64; user u owns the entries ``start[u] .. start[u + 1] - 1``.
+        items: ``[interactions]`` int64 internal item ids.
+        times: ``[interactions]`` ranks in time, increasing for each user.
+    """
+
+    start: Tensor
+    items: Tensor
+    times: Tensor
+
+    @classmethod
+    def build(cls, rows: Interaction, user: str, item: str, time: str, user_num: int) -> "Sequences":
+        """From interactions sorted by user and time."""
+        counts = torch.bincount(rows[user], minlength=user_num)
+        start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        return cls(start, rows[item].clone(), rows[time].clone())
+
+    def before(self, users: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """What each user did before a time, the whole history and not only the last items of a row.
+
+        Args:
+            users: ``[B]`` int64.
+            times: ``[B]`` ranks, as in the time column of a row.
+
+        Returns:
+            ``(row, item)``, each ``[M]`` int64: entry m says that row ``row[m]`` has ``item[m]`` in its history.
+        """
+        first, count = self.start[users], self.start[users + 1] - self.start[users]
+        row = torch.repeat_interleave(torch.arange(len(users)), count)
+        offset = torch.arange(len(row)) - torch.repeat_interleave(count.cumsum(0) - count, count)
+        entry = first[row] + offset
+        earlier = self.times[entry] < times[row]
+        return row[earlier], self.items[entry[earlier]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset and what is trained and evaluated on.
+
+    Attributes:
+        dataset: the whole dataset after filtering; ``dataset.item_texts`` has the texts.
+        train: RecBole's loader of training rows, shuffled by a generator of its own.
+        valid: loader of validation rows, one a user.
+        test: loader of test rows, one a user; their history holds the validation item.
+        statistics: the dataset's counts before augmentation, one line.
+    """
+
+    dataset: SequenceDataset
+    train: AbstractDataLoader
+    valid: AbstractDataLoader
+    test: AbstractDataLoader
+    statistics: str
+
+
+def build_data(config: Config) -> Data:
+    """Read, filter, augment, split and batch: RecBole's ``create_dataset`` and ``data_preparation`` without caches.
+
+    Raises:
+        UserError: malformed data, an empty split, or ``topk`` beyond the number of items.
+    """
+    dataset = SequenceDataset(config)
+    _check_topk(config, dataset.item_num)
+    statistics = dataset.statistics()
+    splits = dataset.build()
+    for phase, split in zip(("training", "validation", "test"), splits, strict=True):
+        if not len(split):
+            raise UserError(
+                f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={config['eval_args']['split']}. "
+                "Leave-one-out needs users with 4 interactions or more; use longer sequences."
+            )
+    splits = [splits[0], *(_first_users(split, config.settings.eval_users) for split in splits[1:])]
+    samplers = create_samplers(config, dataset, splits)
+    train, valid, test = (
+        get_dataloader(config, phase)(config, split, sampler, shuffle=phase == "train" and config["shuffle"])
+        for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
+    )
+    _log_batches(config)
+    return Data(dataset, train, valid, test, statistics)
+
+
+def _first_users(split: SequenceDataset, count: int | None) -> SequenceDataset:
+    """The rows of the first ``count`` users in the order of their internal ids."""
+    users = split.inter_feat[split.uid_field]
+    if count is None or count >= len(users.unique()):
+        return split
+    last = users.unique()[count - 1]
+    return split.copy(split.inter_feat[users <= last])
+
+
+def _check_topk(config: Config, item_num: int) -> None:
+    if max(config["topk"]) > item_num - 1:
+        raise UserError(
+            f"topk={config['topk']} asks for more items than the dataset has ({item_num - 1}): use a smaller --topk."
+        )
+
+
+def _log_batches(config: RecBoleConfig) -> None:
+    shown: Sequence[tuple[str, str, Any, str, Any]] = (
+        ("Training", "train_batch_size", config["train_batch_size"], "train_neg_sample_args",
+         config["train_neg_sample_args"]),
+        ("Evaluation", "eval_batch_size", config["eval_batch_size"], "eval_args", config["eval_args"]),
+    )  # fmt: skip
+    for phase, size, batch, name, value in shown:
+        logger.info(
+            "%s%s = %s %s: %s",
+            set_color(f"[{phase}]: ", "pink"),
+            set_color(size, "cyan"),
+            set_color(f"[{batch}]", "yellow"),
+            set_color(name, "cyan"),
+            set_color(f"[{value}]", "yellow"),
+        )

@@ -1,0 +1,131 @@
+"""Beam search over the item trie: every beam is an item at every step, and only legal tokens are scored.
+
+Beams of a user share one key-value cache (tree attention), so a prompt is encoded once and never copied. A beam as wide
+as the catalogue is exhaustive scoring. Knows the trie and a stepper; never items' names, data sets or metrics.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from recbole_ilrec.identifiers.trie import ROOT, Trie
+from recbole_ilrec.schema import Ranking
+
+
+class Stepper(Protocol):
+    """What beam search asks of a language model; see :class:`recbole_ilrec.backbone.base.Backbone`."""
+
+    def prefill(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+        """States after the prompts ``[B, 1, H]`` and a cache."""
+
+    def extend(self, state: Any, tokens: Tensor, visible: Tensor, depth: int) -> Tensor:
+        """States ``[B, W, H]`` after one more token on every beam."""
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits ``[n, V]`` of states ``[n, H]``."""
+
+
+@dataclass(frozen=True)
+class _Beams:
+    """The live set: ``node``, ``score`` are ``[B, W]``; ``states [B, W, H]``; ``visible [B, W, S]`` bool."""
+
+    node: Tensor
+    score: Tensor
+    states: Tensor
+    visible: Tensor
+
+
+@torch.no_grad()
+def beam_search(
+    stepper: Stepper,
+    trie: Trie,
+    input_ids: Tensor,
+    mask: Tensor,
+    *,
+    num_beams: int,
+    renormalise: bool = False,
+    banned: Tensor | None = None,
+) -> Ranking:
+    """The most probable identifiers of each prompt.
+
+    The score of an identifier is the sum of the log-probabilities of its tokens, over the whole vocabulary or, with
+    ``renormalise``, over the legal tokens of each step. No length penalty: identifiers compete as whole sequences, and
+    a complete one keeps its place among longer ones by its score.
+
+    Args:
+        stepper: the language model.
+        trie: all identifiers, on the device of the prompts.
+        input_ids: ``[B, T]`` prompts, padded on the left.
+        mask: ``[B, T]`` bool, True at real tokens.
+        num_beams: W.
+        renormalise: see above.
+        banned: ``[B, X]`` int64 item positions in trie order, ascending, that may not be recommended to each user;
+            rows are padded with a number past the last item. A prefix is closed once all its items are banned.
+
+    Returns:
+        at most W identifiers a user, best first; never an invalid or repeated one.
+    """
+    batch = len(input_ids)
+    states, cache = stepper.prefill(input_ids, mask)
+    device = input_ids.device
+    beams = _Beams(
+        node=torch.full((batch, 1), ROOT, device=device),
+        score=torch.zeros(batch, 1, device=device),
+        states=states,
+        visible=torch.zeros(batch, 1, 0, dtype=torch.bool, device=device),
+    )
+    depth = 0
+    while True:
+        node, score, parent, token = _expand(stepper, trie, beams, num_beams, renormalise, banned)
+        open_beams = (node >= 0) & (trie.leaf[node.clamp_min(0)] < 0)
+        if not bool(open_beams.any()):
+            leaf = torch.where(node >= 0, trie.leaf[node.clamp_min(0)].long(), -1)
+            return Ranking(leaf=leaf, score=score)
+        # Complete beams are carried along with a dummy token: they are few, and the batch stays rectangular.
+        width = node.shape[1]
+        itself = torch.eye(width, dtype=torch.bool, device=device).expand(batch, width, width)
+        inherited = beams.visible.gather(1, parent[..., None].expand(-1, -1, beams.visible.shape[-1]))
+        visible = torch.cat([inherited, itself], dim=-1)
+        states = stepper.extend(cache, token.clamp_min(0), visible, depth)
+        beams = _Beams(node=node, score=score, states=states, visible=visible)
+        depth += 1
+
+
+def _expand(
+    stepper: Stepper, trie: Trie, beams: _Beams, num_beams: int, renormalise: bool, banned: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best W among all children of open beams and all complete beams: node, score, parent beam, token."""
+    batch, width = beams.node.shape
+    first, count = trie.fan_out(beams.node)
+    fan = max(int(count.max()), 1)
+    offsets = torch.arange(fan, device=first.device)
+    legal = offsets < count[..., None]
+    edge = torch.where(legal, first[..., None] + offsets, 0)
+    token = trie.token[edge].long()
+    if banned is not None:
+        legal = legal & _still_open(trie, edge + 1, banned)
+    logits = stepper.head(beams.states.flatten(0, 1)).float().view(batch, width, -1)
+    picked = logits.gather(-1, token)
+    total = picked.masked_fill(~legal, -torch.inf) if renormalise else logits
+    log_mass = total.logsumexp(-1, keepdim=True).masked_fill(count[..., None] == 0, 0.0)
+    child_score = (beams.score[..., None] + picked - log_mass).masked_fill(~legal, -torch.inf)
+    complete = (beams.node >= 0) & (trie.leaf[beams.node.clamp_min(0)] >= 0)
+    kept_score = beams.score.masked_fill(~complete, -torch.inf)
+    candidates = torch.cat([child_score.flatten(1), kept_score], dim=1)
+    score, index = candidates.topk(min(num_beams, candidates.shape[1]), dim=1)
+    is_child = index < width * fan
+    parent = torch.where(is_child, index // fan, index - width * fan)
+    child_index = index.clamp_max(width * fan - 1)
+    node = torch.where(is_child, edge.flatten(1).gather(1, child_index) + 1, beams.node.gather(1, parent))
+    node = torch.where(score > -torch.inf, node, -1)
+    return node, score, parent, token.flatten(1).gather(1, child_index)
+
+
+def _still_open(trie: Trie, node: Tensor, banned: Tensor) -> Tensor:
+    """Whether an item that is not banned lies below each node; ``node`` is ``[B, W, F]``."""
+    low = trie.low[node].long().flatten(1)
+    high = trie.high[node].long().flatten(1)
+    taken = torch.searchsorted(banned, high) - torch.searchsorted(banned, low)
+    return (taken < high - low).view_as(node)

@@ -1,0 +1,92 @@
+"""Beam search for many users: like lengths together, results in the users' own order."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_ilrec.decoding.beam import Stepper, beam_search
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.prompt.encode import PromptEncoder
+from recbole_ilrec.schema import Ranking
+from recbole_ilrec.settings import DecodeSettings
+
+
+def banned_positions(catalog: Catalog, histories: Sequence[np.ndarray]) -> Tensor:
+    """Trie positions of each history's items, ascending, padded with a number past the last item.
+
+    Returns:
+        ``[B, X]`` int64.
+    """
+    position_of_item = torch.empty(catalog.num_items + 1, dtype=torch.long)
+    position_of_item[catalog.item_order] = torch.arange(catalog.num_items)
+    width = max(map(len, histories))
+    banned = torch.full((len(histories), width), catalog.num_items)
+    for row, history in enumerate(histories):
+        distinct = torch.from_numpy(np.unique(history))
+        banned[row, : len(distinct)] = position_of_item[distinct]
+    return banned.sort(1).values
+
+
+def rank_users(
+    stepper: Stepper,
+    encoder: PromptEncoder,
+    histories: Sequence[np.ndarray],
+    settings: DecodeSettings,
+    *,
+    batch_size: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> Ranking:
+    """The best identifiers of every user.
+
+    Args:
+        stepper: the language model, in evaluation mode.
+        encoder: builds the prompts.
+        histories: item ids of each user, oldest first.
+        settings: beams, renormalisation, exclusion of the history.
+        batch_size: users decoded together.
+        device: where the model is.
+        progress: label of a progress bar, none without.
+
+    Returns:
+        ``[users, W]`` on the CPU, in the order of ``histories``; every user is there.
+    """
+    catalog = encoder.catalog
+    trie = catalog.trie.to(device)
+    order = np.argsort([-len(history) for history in histories], kind="stable")
+    width = min(settings.num_beams, catalog.num_leaves)
+    leaf = torch.full((len(histories), width), -1)
+    score = torch.full((len(histories), width), -torch.inf)
+    with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
+        for rows in _batches(order, [len(history) for history in histories], batch_size):
+            group = [histories[row] for row in rows]
+            ids, mask = encoder.prompts(group)
+            banned = banned_positions(catalog, group).to(device) if settings.exclude_history else None
+            ranking = beam_search(
+                stepper,
+                trie,
+                ids.to(device),
+                mask.to(device),
+                num_beams=width,
+                renormalise=settings.renormalise,
+                banned=banned,
+            )
+            found = ranking.leaf.shape[1]
+            leaf[rows, :found], score[rows, :found] = ranking.leaf.cpu(), ranking.score.cpu()
+            bar.update(len(rows))
+    return Ranking(leaf=leaf, score=score)
+
+
+def _batches(order: np.ndarray, length: Sequence[int], batch_size: int) -> list[np.ndarray]:
+    """Users of one length together where there are enough of them: no padding, no attention mask in the prompt."""
+    batches: list[list[int]] = []
+    for row in order:
+        full = not batches or len(batches[-1]) >= batch_size
+        new_length = batches and length[batches[-1][-1]] != length[row] and len(batches[-1]) >= batch_size // 4
+        if full or new_length:
+            batches.append([])
+        batches[-1].append(int(row))
+    return [np.array(batch) for batch in batches]

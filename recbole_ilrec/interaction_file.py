@@ -1,0 +1,105 @@
+"""Reader of ``.inter`` files that says which line is wrong.
+
+RecBole's reader skips what it cannot place: a short row is filled up, ``NA`` becomes a missing id, a quote joins lines.
+Here a field is the text between two separators, and a malformed row is an error with file and line.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_ilrec.errors import UserError
+
+_TYPES = ("token", "token_seq", "float", "float_seq")
+_EXAMPLE = "'user_id:token<TAB>item_id:token<TAB>timestamp:float'"
+
+
+def read_interactions(
+    path: Path,
+    *,
+    required: Mapping[str, str],
+    wanted: Callable[[str], bool],
+    separator: str = "\t",
+    encoding: str = "utf-8-sig",
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Columns of an ``.inter`` file: tokens as text, floats as float64.
+
+    Args:
+        path: the file; a line ends at LF or CR LF, blank lines are skipped.
+        required: fields that must be there -> their type.
+        wanted: whether a field is to be loaded.
+        separator: between two fields.
+        encoding: of the file.
+
+    Returns:
+        The table, whose index is 0, 1, ... in file order, and the type of each of its columns.
+
+    Raises:
+        UserError: file:line of the first thing wrong, or a file without rows.
+    """
+    try:
+        # newline="\n": other characters that Python counts as line ends belong to a field.
+        with path.open(encoding=encoding, newline="\n") as stream:
+            types = _header(path, stream.readline().rstrip("\r\n").split(separator), required)
+            lines, width = [], len(types)
+            for number, line in enumerate(stream, start=2):
+                text = line.rstrip("\r\n")
+                if not text:
+                    continue
+                if text.count(separator) != width - 1:
+                    found = text.count(separator) + 1
+                    raise UserError(f"{path}:{number}: {found} columns, the header has {width}. Mend or remove the row.")
+                lines.append(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not {encoding} ({error.reason}). Convert the file to UTF-8 or set 'encoding'.") from None
+    if not lines:
+        raise UserError(f"{path} has a header and no interactions: add one row for each, user, item and time.")
+    cells = zip(types, zip(*(line.split(separator) for line in lines), strict=True), strict=True)
+    columns = {field: column for field, column in cells if field in required or wanted(field)}
+    kept = {field: types[field] for field in columns}
+    frame = pd.DataFrame({f: _column(path, f, c, kept[f], required) for f, c in columns.items()})
+    return frame, kept
+
+
+def _header(path: Path, columns: list[str], required: Mapping[str, str]) -> dict[str, str]:
+    types: dict[str, str] = {}
+    for column in columns:
+        field, _, kind = column.rpartition(":")
+        if not field or kind not in _TYPES or field in types:
+            raise UserError(
+                f"{path}:1: column '{column}' is not a distinct field:type with a type of {', '.join(_TYPES)}. "
+                f"Write a tab-separated header such as {_EXAMPLE}."
+            )
+        types[field] = kind
+    for field, kind in required.items():
+        if types.get(field) != kind:
+            raise UserError(
+                f"{path}:1: the column '{field}:{kind}' is missing; there are {', '.join(columns)}. Write a header such "
+                f"as {_EXAMPLE}, or name your columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
+            )
+    return types
+
+
+def _column(path: Path, field: str, column: tuple[str, ...], kind: str, required: Mapping[str, str]) -> pd.Series:
+    values = pd.Series(column, dtype=object)
+    if kind != "float":
+        if field in required and "" in column:
+            raise UserError(f"{path}:{_line(path, column.index(''))}: the {field} is empty. Mend or remove the row.")
+        return values
+    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
+    bad = ~np.isfinite(numbers.to_numpy())
+    if field not in required:
+        bad &= (values != "").to_numpy()  # an empty rating is a missing value, as in RecBole
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(f"{path}:{_line(path, row)}: {field}='{column[row]}' is not a number. Mend or remove the row.")
+    return numbers
+
+
+def _line(path: Path, row: int) -> int:
+    """Line of the row-th interaction, counted from 0, in a file that may hold blank lines."""
+    with path.open("rb") as stream:
+        numbers = [number for number, line in enumerate(stream, start=1) if line.rstrip(b"\r\n")]
+    return numbers[row + 1]

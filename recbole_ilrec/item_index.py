@@ -1,0 +1,89 @@
+"""Where the item identifiers of a run come from: an index file, or an RQ-VAE trained once and cached by content."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vectors
+from recbole_ilrec.identifiers.semantic_id import collision_report, read_index, write_index
+from recbole_ilrec.identifiers.uniqueness import learn_identifiers
+from recbole_ilrec.settings import IndexSettings
+
+logger = logging.getLogger(__name__)
+
+TEXT_FIELDS = ("title", "movie_title", "name", "brand", "categories", "class", "description", "release_year")
+
+
+def item_identifiers(config: Any, dataset: Any) -> list[tuple[str, ...]]:
+    """Identifier of each real item, in the order of internal item ids 1 .. I.
+
+    An index file given by ``index_file``, else ``<dataset>.index.json`` beside the data, else an RQ-VAE over the items'
+    vectors, cached in ``cache_dir`` under a hash of what it was learned from.
+
+    Raises:
+        UserError: a bad index file, or neither an index nor texts to learn one from.
+    """
+    settings: IndexSettings = config.settings.index
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    beside = Path(config["data_path"]) / f"{config['dataset']}.index.json"
+    if settings.file or beside.is_file():
+        path = Path(settings.file) if settings.file else beside
+        identifiers = read_index(path, tokens)
+    else:
+        path, identifiers = _learned(config, dataset, tokens, settings)
+    logger.info("Item identifiers from %s: %s", path, collision_report(identifiers).summary)
+    return identifiers
+
+
+def _learned(
+    config: Any, dataset: Any, tokens: list[str], settings: IndexSettings
+) -> tuple[Path, list[tuple[str, ...]]]:
+    texts = item_texts(dataset)
+    what = {
+        "settings": settings.model_dump(mode="json"),
+        "seed": config["seed"],
+        "items": tokens,
+        "texts": texts if settings.embedding in ("tfidf", "encoder") else dataset.content_key(),
+        "backbone": config.settings.backbone.model_dump(mode="json") if settings.embedding == "backbone" else None,
+    }
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(config["cache_dir"]) / f"{config['dataset']}-{key}.index.json"
+    if path.is_file():
+        return path, read_index(path, tokens)
+    vectors = _vectors(config, dataset, texts, settings)
+    logger.info("Learning semantic IDs of %d items from %s vectors (once; cached)", len(tokens), settings.embedding)
+    identifiers = learn_identifiers(vectors, settings, config["seed"], progress=config["show_progress"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_index(path, tokens, identifiers)
+    return path, identifiers
+
+
+def item_texts(dataset: Any) -> list[str]:
+    """One text for each real item: its fields in a fixed order, joined by blanks; '' where there is none."""
+    return [" ".join(t for f in TEXT_FIELDS if (t := fields.get(f, ""))) for fields in dataset.item_texts[1:]]
+
+
+def _vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:
+    if settings.embedding == "cf":
+        from recbole_ilrec.reward_model import item_vectors
+
+        return item_vectors(config, dataset)
+    if not any(texts):
+        raise UserError(
+            f"dataset '{config['dataset']}' has no item texts and no index file: put {config['dataset']}.index.json "
+            "(LC-Rec format) beside the data, give --index_file=PATH, or learn from clicks with --index.embedding=cf."
+        )
+    if settings.embedding == "tfidf":
+        return tfidf_vectors(texts, settings.dimension, config["seed"])
+    if settings.embedding == "backbone":
+        from recbole_ilrec.backbone.causal_lm import pooled_states
+
+        return pooled_states(config.settings.backbone, texts, progress=config["show_progress"])
+    if not settings.encoder:
+        raise UserError("index.embedding=encoder needs --index.encoder=FOLDER, a sentence encoder of Hugging Face.")
+    return encoder_vectors(texts, settings.encoder, progress=config["show_progress"])

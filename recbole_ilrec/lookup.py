@@ -1,0 +1,112 @@
+"""Which models exist, and which settings a model reads.
+
+Two families answer to ``--model``: the language models of this package (:data:`MODELS`) and RecBole's sequential
+models, found by name without regard to case.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import recbole.model.sequential_recommender as sequential
+from recbole.data import dataset as recbole_datasets
+from recbole.utils import general_arguments, training_arguments
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
+
+from recbole_ilrec import settings
+from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+from recbole_ilrec.registry import Registry
+
+MODELS: Registry[type] = Registry(
+    "model", {"ILRec": "recbole_ilrec.model:ILRec", "LCRec": "recbole_ilrec.model:LCRec"}
+)
+"""Language models as recommenders: the rows of Table 1 that this package trains."""
+
+RUN_KEYS = frozenset(
+    "model dataset config_files result_file debug print_config saved resume_from_checkpoint device cache_dir "
+    "num_threads".split()
+)
+"""Settings of a run that neither RecBole nor the typed settings know."""
+
+# Read by RecBole's code and set in none of its YAML files.
+_UNLISTED_KEYS = frozenset(
+    "encoding tail_ratio discretization numerical_features nproc ip port world_size offset group_offset local_rank "
+    "wandb_project enable_amp enable_scaler transform worker shuffle".split()
+)
+_READ = re.compile(r"""config(?:\.get\(|\[)["'](\w+)["']""")
+_INTERNAL = frozenset(("MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec", "eval_type"))
+
+
+def recbole_models() -> dict[str, str]:
+    """Name of each of RecBole's sequential models -> its module, in lower case as RecBole names its files."""
+    names: dict[str, str] = {}
+    for path in sorted(Path(next(iter(sequential.__path__))).glob("[a-z]*.py")):
+        found = re.search(rf"^class ({path.stem})\(", path.read_text(encoding="utf-8"), re.IGNORECASE | re.MULTILINE)
+        if found:
+            names[found.group(1)] = f"{sequential.__name__}.{path.stem}"
+    return names
+
+
+def find_model(name: str) -> tuple[str, type, bool]:
+    """The model that ``--model=NAME`` means.
+
+    Returns:
+        Its exact name, its class, and whether it is a language model of this package.
+
+    Raises:
+        UserError: no such model (with a suggestion), or one that needs a pipeline of its own.
+    """
+    if name in MODELS:
+        exact = next(known for known in MODELS if known.lower() == str(name).lower())
+        return exact, MODELS.get(exact), True
+    models = recbole_models()
+    exact = next((known for known in models if known.lower() == str(name).lower()), "")
+    if not exact:
+        raise unknown_name("model", name, [*MODELS, *models])
+    _refuse_special(exact)
+    return exact, getattr(import_module(models[exact]), exact), False
+
+
+def _refuse_special(name: str) -> None:
+    trainers = import_module("recbole.trainer")
+    if hasattr(recbole_datasets, f"{name}Dataset"):
+        need = "a dataset with a knowledge graph or negative histories"
+    elif hasattr(trainers, f"{name}Trainer"):
+        need = "a pre-training stage"
+    else:
+        return
+    raise UserError(
+        f"The model '{name}' needs {need}, which this package does not build: run it with RecBole itself, or choose "
+        "another sequential model such as SASRec, GRU4Rec, BERT4Rec or Caser."
+    )
+
+
+def keys_read_by(model_class: type) -> set[str]:
+    """Names of the settings that the modules of a model's classes read from the configuration, by their source."""
+    keys: set[str] = set()
+    for parent in model_class.__mro__:
+        module = sys.modules.get(parent.__module__)
+        if module is not None and parent.__module__.startswith("recbole."):
+            keys.update(_READ.findall(inspect.getsource(module)))
+    return keys - _INTERNAL
+
+
+def known_keys(model_class: type, from_yaml: Iterable[str]) -> set[str]:
+    """Every setting a user may give for this model; ``from_yaml`` are the keys of the YAML files that were loaded."""
+    listed = [*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments]
+    return {*listed, *from_yaml, *_UNLISTED_KEYS, *RUN_KEYS, *keys_read_by(model_class), *settings.known_keys()}
+
+
+def refuse_unknown(given: dict[str, Any], known: set[str], origin: dict[str, str]) -> None:
+    """Raise :class:`UserError` for the first setting that nothing reads; dotted ones are left to the typed settings."""
+    for key in given:
+        if key in known or key.partition(".")[0] in settings.SECTIONS:
+            continue
+        raise UserError(
+            f"Unknown setting '{key}' (from {origin.get(key, 'config_dict')}). {did_you_mean(key, known)}"
+            "RecBole's settings and those of docs/settings.md are allowed; remove it or correct its name."
+        )

@@ -1,0 +1,276 @@
+"""The training loop of the language models: ``transformers.Trainer`` with our rows, our loss and our checkpoints.
+
+What the library does well (accumulation, clipping, schedules, precision, processes, resuming at a step) is left to it.
+Ours are the batches, the normalisation of the loss, and what is written to disk: safetensors and JSON, never a pickle.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from recbole_ilrec.checkpoint import load_state, random_state, save_state, set_random_state
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.prompt.encode import PromptEncoder
+from recbole_ilrec.prompt.rows import StepPlan, TrainRows
+
+logger = logging.getLogger(__name__)
+
+StepKey = tuple[int, np.ndarray, list[np.ndarray]]
+"""Epoch, rows of this micro-batch, and the rows of all micro-batches of its step."""
+
+
+class MicroBatches(Dataset):
+    """Turns the keys of :class:`StepSampler` into token batches."""
+
+    def __init__(self, rows: TrainRows, encoder: PromptEncoder):
+        self.rows = rows
+        self.encoder = encoder
+
+    def __getitem__(self, key: StepKey) -> dict[str, Any]:
+        """``batch`` and ``tokens``, the supervised tokens of the whole step (all micro-batches and processes)."""
+        epoch, own, parts = key
+        batch = self._encode(epoch, own)
+        others = 0 if len(parts) == 1 else sum(len(self._encode(epoch, part).targets) for part in parts)
+        return {"batch": batch, "tokens": others or len(batch.targets)}
+
+    def _encode(self, epoch: int, rows: np.ndarray):
+        return self.encoder.collate([self.encoder.row(self.rows.example(epoch, row)) for row in rows])
+
+
+class StepSampler(Sampler):
+    """Yields the keys of one process, micro-batch by micro-batch; ``set_epoch`` chooses the order."""
+
+    def __init__(self, plan: StepPlan, micro_batches: int, rank: int = 0, world: int = 1):
+        self.plan = plan
+        self.micro_batches = micro_batches
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loop before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.micro_batches
+
+    def __iter__(self) -> Iterator[list[StepKey]]:
+        for parts in self.plan.epoch(self.epoch):
+            for micro in range(self.micro_batches):
+                yield [(self.epoch, parts[micro * self.world + self.rank], parts)]
+
+
+class StepLoader(DataLoader):
+    """A loader whose epoch can be set; the loop skips whole batches of its sampler when it resumes."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Forwarded to the sampler."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+def _only(items: list[Any]) -> Any:
+    return items[0]
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights (Polyak averaging), with a warm-up of its decay."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.mean = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimiser step number ``step`` (from 1)."""
+        decay = min(self.decay, step / (step + 9))
+        values = list(self.mean.values())
+        torch._foreach_lerp_(values, [p.detach() for p in self.trained.values()], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the average."""
+        for name, parameter in self.trained.items():
+            parameter.data, self.mean[name] = self.mean[name], parameter.data
+
+
+class StepTrainer(Trainer):
+    """``transformers.Trainer`` over :class:`MicroBatches`.
+
+    Args:
+        model: answers ``model(batch)`` with sums over tokens by name, ``loss`` first.
+        args: the library's arguments.
+        batches: the training rows.
+        plan: steps of an epoch.
+        evaluate: called when an evaluation is due; returns named numbers and may raise ``control.should_training_stop``.
+        extra_state: JSON-able state of the caller that goes into every checkpoint.
+        kind: what the checkpoints are of; compared when one is read.
+        keep: resumable checkpoints kept.
+        average: moving average of the weights, or ``None``.
+        callbacks: further callbacks of the library.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        batches: MicroBatches,
+        plan: StepPlan,
+        *,
+        evaluate: Callable[["StepTrainer"], Mapping[str, float]],
+        extra_state: Callable[[], dict[str, Any]],
+        kind: str,
+        keep: int,
+        average: WeightAverage | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.plan = plan
+        self.average = average
+        self.kind = kind
+        self.keep = keep
+        self._resumed: dict[str, Any] = {}
+        self.sums: dict[str, float] = {}
+        self.supervised = 0
+        self._logged: tuple[dict[str, float], int] = ({}, 0)
+        self._evaluate_model = evaluate
+        self._extra_state = extra_state
+        self.loss_is_scaled_for_ga = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The rows of this process; never touched by accelerate, whose sharding would change the batches."""
+        sampler = StepSampler(
+            self.plan, self.args.gradient_accumulation_steps, self.args.process_index, self.args.world_size
+        )
+        return StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_only)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean over the supervised tokens of the whole step, however it is cut (methods: A14)."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        unwrapped.epoch = float(self.state.epoch or 0.0)
+        batch = inputs["batch"].to(self.args.device)
+        sums = model(batch)
+        # Processes average their gradients; the factor turns that average back into a sum.
+        loss = sums["loss"] * (self.args.world_size / inputs["tokens"])
+        self._note(sums, len(batch.targets))
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"training loss is {loss.item()} at step {self.state.global_step}; lower --learning_rate, or set "
+                "--ilrec.penalty=sign_safe if logits are strongly negative."
+            )
+        return (loss, sums) if return_outputs else loss
+
+    def _note(self, sums: Mapping[str, Tensor], tokens: int) -> None:
+        self.supervised += tokens
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+
+    def means(self) -> dict[str, float]:
+        """Mean of each noted number per supervised token since the last :meth:`reset_means`."""
+        return {name: value / max(self.supervised, 1) for name, value in self.sums.items()}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The library's numbers and ours, as means since the last call."""
+        recent = {k: v - self._logged[0].get(k, 0.0) for k, v in self.sums.items()}
+        tokens = self.supervised - self._logged[1]
+        self._logged = (dict(self.sums), self.supervised)
+        ours = {f"train/{name}": value / tokens for name, value in recent.items() if tokens > 0}
+        super().log({**logs, **ours}, start_time)
+
+    def reset_means(self) -> None:
+        """Start counting anew, at the beginning of an epoch."""
+        self.sums, self.supervised, self._logged = {}, 0, ({}, 0)
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        """What the library calls when ``control.should_evaluate`` is set."""
+        if self.average:
+            self.average.swap()
+        try:
+            return dict(self._evaluate_model(self))
+        finally:
+            if self.average:
+                self.average.swap()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Everything that the next step depends on, under its final name only when it is complete."""
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        building = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        content = {
+            "model": weights(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "average": self.average.mean if self.average else None,
+            "random": random_state(),
+            "sums": self.sums,
+            "supervised": self.supervised,
+            "extra": self._extra_state(),
+        }
+        save_state(building, content, kind=self.kind)
+        self.state.save_to_json(str(building / TRAINER_STATE_NAME))
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+        for old in checkpoints(folder.parent)[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._resumed = load_state(resume_from_checkpoint, kind=self.kind)
+        load_weights(self.model, self._resumed["model"], resume_from_checkpoint)
+        if self.average and self._resumed["average"] is not None:
+            self.average.mean = self._resumed["average"]
+        self.sums, self.supervised = self._resumed["sums"], self._resumed["supervised"]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.optimizer.load_state_dict(self._resumed["optimizer"])
+            self.lr_scheduler.load_state_dict(self._resumed["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_state(self._resumed["random"])
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, a tied one once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Path) -> None:
+    """Copy saved parameters into a model of the same shape.
+
+    Raises:
+        UserError: names or shapes differ, i.e. other items, identifiers or backbone settings.
+    """
+    own = dict(model.named_parameters())
+    wrong = sorted(set(own) ^ set(saved)) or [name for name, p in own.items() if p.shape != saved[name].shape]
+    if wrong:
+        raise UserError(
+            f"checkpoint {where} does not fit this run: {len(wrong)} weights differ in name or shape, first '{wrong[0]}'. "
+            "Use the settings, data and item index that it was trained with."
+        )
+    for name, parameter in own.items():
+        parameter.copy_(saved[name])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

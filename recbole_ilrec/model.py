@@ -1,0 +1,195 @@
+"""The generative recommenders as RecBole models: wiring only, no mathematics.
+
+A model joins identifiers, prompt, backbone, objective and decoding, and answers RecBole's three verbs
+``calculate_loss``, ``predict`` and ``full_sort_predict``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_ilrec.backbone import build_backbone
+from recbole_ilrec.decoding.users import rank_users
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.item_index import item_identifiers
+from recbole_ilrec.objective import build_objective
+from recbole_ilrec.presets import properties_folder
+from recbole_ilrec.prompt.encode import Example, PromptEncoder
+from recbole_ilrec.prompt.rows import Pairs
+from recbole_ilrec.prompt.template import load_template
+from recbole_ilrec.reward.table import RewardTable
+from recbole_ilrec.reward.token_reward import legal_tokens
+from recbole_ilrec.schema import LegalTokens, LossTerms, Ranking, TokenBatch
+
+
+def to_pairs(interaction: Interaction, model: SequentialRecommender) -> Pairs:
+    """RecBole's augmented rows as arrays."""
+    return Pairs(
+        user=interaction[model.USER_ID].numpy(),
+        history=interaction[model.ITEM_SEQ].numpy(),
+        length=interaction[model.ITEM_SEQ_LEN].numpy(),
+        target=interaction[model.POS_ITEM_ID].numpy(),
+    )
+
+
+class GenerativeRecommender(SequentialRecommender):
+    """A language model that recommends by generating the identifier of the next item.
+
+    Args:
+        config: the run's :class:`~recbole_ilrec.config.Config`; its ``settings`` decide everything.
+        dataset: RecBole's data set (numbers of items, their external ids and texts).
+
+    Raises:
+        UserError: settings that do not fit the backbone, the prompt or the items.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any):
+        super().__init__(config, dataset)
+        self.settings = settings = config.settings
+        identifiers = item_identifiers(config, dataset)
+        template = load_template(settings.prompt.template or settings.backbone.template, properties_folder() / "prompt")
+        item_tokens = sorted({token for identifier in identifiers for token in identifier})
+        self.backbone = build_backbone(settings.backbone, item_tokens, template.texts, config["seed"])
+        tokenizer = self.backbone.tokenizer
+        self.catalog = self._catalog(identifiers, tokenizer)
+        self.encoder = PromptEncoder(tokenizer, self.catalog, template, settings.prompt.max_length)
+        self._check_rows(template)
+        self.objective = build_objective(
+            settings.objective,
+            settings.ilrec,
+            self.catalog.item_token_mask(self.backbone.vocab_size),
+            eos_id=tokenizer.eos_token_id,
+        )
+        needed = self.objective.needs.layers
+        if needed >= self.backbone.num_layers:
+            raise UserError(
+                f"k={settings.ilrec.k} is too large: backbone '{settings.backbone_name}' has "
+                f"{self.backbone.num_layers} layers, so k may be 0 to {self.backbone.num_layers - 1}; lower --k."
+            )
+        self.rewards: RewardTable | None = None
+        self.epoch = 0.0
+
+    def _catalog(self, identifiers: list[tuple[str, ...]], tokenizer: Any) -> Catalog:
+        prompt, backbone = self.settings.prompt, self.settings.backbone
+        append = backbone.append_eos if prompt.append_eos is None else prompt.append_eos
+        ids = [tokenizer.convert_tokens_to_ids(list(identifier)) for identifier in identifiers]
+        try:
+            return Catalog(ids, tokenizer.eos_token_id if append else None)
+        except ValueError as error:
+            raise UserError(f"item identifiers: {error}; set --prompt.append_eos=true.") from None
+
+    def _check_rows(self, template: Any) -> None:
+        if self.settings.train.rows == "sequence" and not (template.continues and self.catalog.eos_id is None):
+            raise UserError(
+                f"train_rows=sequence needs a prompt that ends with its history and answers without an end token; "
+                f"prompt {template.name} or prompt.append_eos does not allow it; use --train_rows=prefix."
+            )
+
+    @property
+    def variants(self) -> int:
+        """Prompt templates to draw from while training."""
+        return len(self.encoder.template.variants)
+
+    def loss_terms(self, batch: TokenBatch, generator: torch.Generator | None = None) -> LossTerms:
+        """The objective on one micro-batch."""
+        needs = self.objective.needs
+        states = self.backbone.layer_states(
+            batch.input_ids, batch.select, needs.layers, apply_final_norm=self.settings.ilrec.apply_final_norm
+        )
+        return self.objective(states, batch, self._legal(batch), epoch=self.epoch, generator=generator)
+
+    def _legal(self, batch: TokenBatch) -> LegalTokens | None:
+        needs = self.objective.needs
+        if needs.rewards and self.rewards is not None:
+            legal = self.rewards.legal(batch.target.cpu(), batch.node.cpu())
+        elif needs.legal or needs.rewards:
+            legal = legal_tokens(self.catalog.trie, batch.node.cpu())
+        else:
+            return None
+        device = batch.input_ids.device
+        reward = None if legal.reward is None else legal.reward.to(device)
+        return LegalTokens(row=legal.row.to(device), token=legal.token.to(device), reward=reward)
+
+    def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Mapping[str, Tensor]:
+        """Sums over supervised tokens by name, ``loss`` first: what the training loop asks for."""
+        terms = self.loss_terms(batch, generator)
+        parts = {f"part/{name}": value.detach() for name, value in terms.parts.items()}
+        monitors = {f"monitor/{name}": value.detach() for name, value in terms.monitors.items()}
+        return {"loss": terms.total, **parts, **monitors}
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """RecBole's verb: mean loss over the supervised tokens of prefix rows. Rows are numbered from 0."""
+        pairs = to_pairs(interaction.cpu(), self)
+        items = [np.append(h, t) for h, t in zip(pairs.histories(np.arange(len(pairs))), pairs.target, strict=True)]
+        rows = [self.encoder.row(Example(row, np.array([number]))) for number, row in enumerate(items)]
+        batch = self.encoder.collate(rows).to(self.backbone.device)
+        return self.forward(batch)["loss"] / len(batch.targets)
+
+    def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None) -> Ranking:
+        """The best identifiers for each history by constrained beam search, in the order of ``pairs``."""
+        return rank_users(
+            self.backbone,
+            self.encoder,
+            pairs.histories(np.arange(len(pairs))),
+            self.settings.decode,
+            batch_size=batch_size,
+            device=self.backbone.device,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def predict(self, interaction: Interaction) -> Tensor:
+        """RecBole's verb: log-probability of each row's item after its history, ``[B]``."""
+        pairs = to_pairs(interaction.cpu(), self)
+        histories = pairs.histories(np.arange(len(pairs)))
+        examples = (
+            Example(np.append(history, item), np.array([0]))
+            for history, item in zip(histories, pairs.target, strict=True)
+        )
+        rows = [self.encoder.row(example) for example in examples]
+        batch = self.encoder.collate(rows).to(self.backbone.device)
+        states = self.backbone.layer_states(batch.input_ids, batch.select)
+        logits = states.head(states.final).float()
+        chosen = logits.gather(1, batch.targets[:, None])[:, 0] - logits.logsumexp(1)
+        owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row.target) for row in rows]))
+        return torch.zeros(len(rows), device=chosen.device).index_add_(0, owner.to(chosen.device), chosen)
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """RecBole's verb: exact log-probability of every item, ``[B, I + 1]``, by a beam as wide as the catalogue.
+
+        Meant for small catalogues and other people's tools; training and evaluation of this package never build
+        a table of users and items.
+        """
+        pairs = to_pairs(interaction.cpu(), self)
+        scores = torch.full((len(pairs), self.n_items), -torch.inf)
+        wide = self.settings.decode.model_copy(update={"num_beams": self.catalog.num_leaves})
+        ranking = rank_users(
+            self.backbone,
+            self.encoder,
+            pairs.histories(np.arange(len(pairs))),
+            wide,
+            batch_size=1,
+            device=self.backbone.device,
+        )
+        by_leaf = torch.full((len(pairs), self.catalog.num_leaves + 1), -torch.inf)
+        by_leaf.scatter_(1, ranking.leaf.where(ranking.leaf >= 0, self.catalog.num_leaves), ranking.score)
+        scores[:, 1:] = by_leaf[:, self.catalog.leaf_of_item[1:]]
+        return scores.to(self.backbone.device)
+
+
+class ILRec(GenerativeRecommender):
+    """ILRec: self-hard negatives from intermediate layers (Eq. 2-12)."""
+
+
+class LCRec(GenerativeRecommender):
+    """LC-Rec: supervised fine-tuning on semantic IDs (Eq. 1); its YAML sets ``objective: sft``."""

@@ -1,0 +1,180 @@
+"""Cross-layer preference distillation: the last layer teaches the candidate layers (Eq. 8)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recbole_ilrec.objective.ragged import row_softmax, row_sum
+from recbole_ilrec.objective.sft import at_least_float32
+from recbole_ilrec.schema import LegalTokens
+
+
+def divergence(student: Tensor, teacher: Tensor, direction: str = "student_teacher") -> Tensor:
+    """Divergence between softmax(student) and softmax(teacher) of each row: one term of Eq. 8.
+
+    Its gradient is known in closed form and computed at once, so that only one ``[N, V]`` tensor per differentiable
+    argument is kept for the backward pass.
+
+    Choice: Eq. 8 prints KL(student || teacher), unusual for distillation; we follow it. ``cpd_direction:
+    teacher_student`` swaps them, ``js`` is the Jensen-Shannon divergence.
+
+    Args:
+        student: ``[N, V]`` logits.
+        teacher: ``[N, V]`` logits; detach it to stop its gradient.
+        direction: ``student_teacher``, ``teacher_student`` or ``js``.
+
+    Returns:
+        ``[N]``, nats, >= 0.
+    """
+    return _Divergence.apply(student, teacher, direction)
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, direction: str) -> Tensor:
+        log_p = at_least_float32(student).log_softmax(-1)
+        log_q = at_least_float32(teacher).log_softmax(-1)
+        wanted = ctx.needs_input_grad
+        if direction == "student_teacher":
+            value, grad_p, grad_q = _kl_with_gradients(log_p, log_q, wanted[0], wanted[1])  # Eq. 8
+        elif direction == "teacher_student":
+            value, grad_q, grad_p = _kl_with_gradients(log_q, log_p, wanted[1], wanted[0])
+        else:
+            log_mean = torch.logaddexp(log_p, log_q).sub_(math.log(2))
+            value_p, grad_p, _ = _kl_with_gradients(log_p, log_mean, wanted[0], False)
+            value_q, grad_q, _ = _kl_with_gradients(log_q, log_mean, wanted[1], False)
+            # The mixture moves with p and q, but its share of the gradient sums to zero.
+            value, grad_p, grad_q = (None if x is None else x / 2 for x in (value_p + value_q, grad_p, grad_q))
+        kept = (None if g is None else g.to(x.dtype) for g, x in ((grad_p, student), (grad_q, teacher)))
+        ctx.save_for_backward(*kept)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept = (None if g is None else g * grad[:, None].to(g.dtype) for g in ctx.saved_tensors)
+        return *kept, None
+
+
+def _kl_with_gradients(log_p: Tensor, log_q: Tensor, want_p: bool, want_q: bool):
+    """KL(p || q) ``[N]`` and, where wanted, its gradients by the logits of p, p (log p - log q - KL), and q, q - p."""
+    p = log_p.exp()
+    log_ratio = log_p - log_q
+    value = torch.linalg.vecdot(p, log_ratio)
+    grad_q = log_q.exp().sub_(p) if want_q else None
+    grad_p = log_ratio.sub_(value[:, None]).mul_(p) if want_p else None
+    return value, grad_p, grad_q
+
+
+def legal_divergence(
+    student: Tensor, teacher: Tensor, legal: LegalTokens, direction: str = "student_teacher"
+) -> Tensor:
+    """:func:`divergence` between the two distributions over the legal tokens of each row; 0 where there are none.
+
+    Args:
+        student: ``[N, V]`` logits.
+        teacher: ``[N, V]`` logits.
+        legal: legal tokens of the N rows.
+        direction: as for :func:`divergence`.
+
+    Returns:
+        ``[N]``.
+    """
+    rows = len(student)
+    p = row_softmax(at_least_float32(student[legal.row, legal.token]), legal.row, rows)
+    q = row_softmax(at_least_float32(teacher[legal.row, legal.token]), legal.row, rows)
+    if direction == "teacher_student":
+        p, q = q, p
+    if direction == "js":
+        mean = (p + q) / 2
+        return row_sum(_relative_entropy(p, mean) + _relative_entropy(q, mean), legal.row, rows) / 2
+    return row_sum(_relative_entropy(p, q), legal.row, rows)
+
+
+def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
+    smallest = torch.finfo(p.dtype).tiny
+    return p * (p.clamp_min(smallest).log() - q.clamp_min(smallest).log())
+
+
+def layer_distillation(
+    candidates: Sequence[Tensor],
+    teacher: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    direction: str = "student_teacher",
+    token_ids: Tensor | None = None,
+    legal: LegalTokens | None = None,
+    layer_reduction: str = "sum",
+    detach_head: bool = False,
+) -> Tensor:
+    """Eq. 8 of each row: how far the candidate layers are from the last one.
+
+    Choice: Eq. 8 compares distributions over the whole vocabulary; ``cpd_support`` narrows them to the item tokens
+    (``token_ids`` given) or to the legal tokens (``legal`` given), renormalised there.
+
+    Choice: with a shared head, Eq. 8 also trains the head; so do we. ``cpd_detach_head`` computes the gradient by the
+    layers' states alone (the final norm stands before them and is still trained), at once and without keeping logits.
+
+    Args:
+        candidates: K tensors ``[N, H]``.
+        teacher: ``[N, V]`` logits of the last layer; detach them to stop their gradient.
+        head: the output projection.
+        direction: as for :func:`divergence`.
+        token_ids: ``[S]`` int64, or ``None`` for all tokens.
+        legal: legal tokens of the N rows, or ``None``.
+        layer_reduction: ``sum`` or ``mean`` over the layers.
+        detach_head: keep the gradient from the head.
+
+    Returns:
+        ``[N]``.
+    """
+    teacher = teacher if token_ids is None else teacher[:, token_ids]
+
+    def term(state: Tensor, teacher: Tensor) -> Tensor:
+        logits = head(state)
+        if legal is not None:
+            return legal_divergence(logits, teacher, legal, direction)
+        return divergence(logits if token_ids is None else logits[:, token_ids], teacher, direction)
+
+    total = torch.zeros(len(teacher), device=teacher.device, dtype=torch.promote_types(teacher.dtype, torch.float32))
+    for state in candidates:
+        total = total + (_without_head(term, state, teacher) if detach_head else term(state, teacher))
+    return total / len(candidates) if layer_reduction == "mean" and candidates else total  # Eq. 8
+
+
+def _without_head(term: Callable[[Tensor, Tensor], Tensor], state: Tensor, teacher: Tensor) -> Tensor:
+    """``term(state, teacher)`` whose gradient reaches its two arguments but nothing else that ``term`` uses."""
+    inputs = [x for x in (state, teacher) if x.requires_grad]
+    if not inputs or not torch.is_grad_enabled():
+        return term(state, teacher).detach()
+    free = [x.detach().requires_grad_(x.requires_grad) for x in (state, teacher)]
+    value = term(*free)
+    gradients = torch.autograd.grad(value.sum(), [x for x in free if x.requires_grad])
+    result = value.detach()
+    for x, gradient in zip(inputs, gradients, strict=True):
+        result = result + ((x - x.detach()) * gradient).sum(-1)  # adds 0 and carries the gradient
+    return result
+
+
+def sample_rows(rows: int, share: float, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
+    """A random subset of the rows for Eq. 8, each subset of its size equally likely, so its mean is unbiased.
+
+    Args:
+        rows: N.
+        share: share of the rows to take, rounded up; 1 takes all.
+        generator: source of the choice; it may live on another device than the rows.
+        device: where the rows are.
+
+    Returns:
+        ``[ceil(share * N)]`` int64 ascending, or ``None`` for all rows.
+    """
+    count = math.ceil(share * rows)
+    if count >= rows:
+        return None
+    source = generator.device if generator is not None else "cpu"
+    chosen = torch.randperm(rows, generator=generator, device=source)[:count]
+    return chosen.sort().values.to(device)

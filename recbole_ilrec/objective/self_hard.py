@@ -1,0 +1,156 @@
+"""Self-hard negatives from intermediate layers (Eq. 3-6).
+
+The ensemble of the candidate layers is a weaker recommender; the tokens it likes at least about as much as the true
+one are the negatives, and the more it likes them the heavier they weigh.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from recbole_ilrec.objective.ragged import pair_list, row_softmax
+from recbole_ilrec.objective.sft import at_least_float32
+
+
+def ensemble_logits(
+    candidates: Sequence[Tensor], head: Callable[[Tensor], Tensor], *, ensemble: str = "mean"
+) -> Tensor:
+    """Ensemble logits P-hat of the candidate layers (Eq. 2-3).
+
+    The head is linear, so ``mean`` and ``sum`` take one head product whatever the number of layers.
+
+    Choice: Eq. 3 prints k + 1 terms divided by k; the text calls it the average of the k layers before the last. We
+    average the layers handed in (``layer_range`` decides which). ``ensemble: sum`` adds them, ``mean_prob`` and
+    ``mean_logprob`` average probabilities or log-probabilities and return logarithms.
+
+    Args:
+        candidates: K tensors ``[N, H]``, normed states of the candidate layers.
+        head: the output projection, ``[N, H] -> [N, V]``.
+        ensemble: ``mean``, ``sum``, ``mean_prob`` or ``mean_logprob``.
+
+    Returns:
+        ``[N, V]`` in the dtype of the head's output (``mean`` and ``sum``) or at least float32.
+    """
+    layers = len(candidates)
+    if ensemble in ("mean", "sum"):
+        total = at_least_float32(candidates[0])
+        for state in candidates[1:]:
+            total = total + state
+        logits = head((total / layers).to(candidates[0].dtype))  # Eq. 2-3
+        return logits if ensemble == "mean" else logits * layers
+    joined: Tensor | None = None
+    for state in candidates:
+        log_probs = at_least_float32(head(state)).log_softmax(-1)
+        if joined is None:
+            joined = log_probs
+        else:
+            joined = torch.logaddexp(joined, log_probs) if ensemble == "mean_prob" else joined + log_probs
+    assert joined is not None
+    return joined - math.log(layers) if ensemble == "mean_prob" else joined / layers
+
+
+def hard_negatives(
+    ensemble: Tensor,
+    targets: Tensor,
+    alpha: float,
+    *,
+    threshold_on: str = "prob",
+    final: Tensor | None = None,
+    allowed: Tensor | None = None,
+    max_negatives: int | None = None,
+) -> Tensor:
+    """The set V_N of self-hard negatives of each position (Eq. 4-5), without gradient.
+
+    Probabilities are compared as logarithms, where the softmax's normaliser cancels: v is a negative when
+    P(v) >= P(y) + log(alpha). ``alpha = 0`` takes every token, ``alpha = inf`` none.
+
+    Choice: p-hat is called a probability but is "in the ensemble logits". We compare probabilities, because a factor
+    alpha is meaningless on logits of either sign; ``threshold_on: logit`` compares raw logits.
+
+    Choice: Eq. 4 takes the true token's value from the ensemble; ``tau_from: final`` takes the last layer's
+    (``final`` given).
+
+    Choice: Eq. 5 lets every token of the vocabulary be a negative; ``neg_scope`` narrows that (``allowed`` given).
+
+    Args:
+        ensemble: ``[N, V]`` ensemble logits.
+        targets: ``[N]`` int64.
+        alpha: threshold factor, >= 0.
+        threshold_on: ``prob`` or ``logit``.
+        final: ``[N, V]`` logits of the last layer, whose value of the true token sets the threshold, or ``None``.
+        allowed: ``[V]`` or ``[N, V]`` bool, tokens that may be negatives, or ``None`` for all.
+        max_negatives: keep only so many of a row, the most probable ones; ``None`` keeps all.
+
+    Returns:
+        ``[N, V]`` bool; the target is never a negative.
+    """
+    ensemble = ensemble.detach()
+    truth = targets[:, None]
+    if math.isinf(alpha):
+        return torch.zeros_like(ensemble, dtype=torch.bool)
+    source = ensemble if final is None else final.detach()
+    threshold = at_least_float32(source.gather(1, truth))
+    if threshold_on == "logit":
+        threshold = alpha * threshold  # Eq. 4
+    else:
+        if final is not None:
+            threshold = threshold - _log_normaliser(final.detach()) + _log_normaliser(ensemble)
+        threshold = threshold + (math.log(alpha) if alpha else -torch.inf)  # Eq. 4
+    negatives = ensemble >= threshold  # Eq. 5
+    if allowed is not None:
+        negatives &= allowed
+    negatives.scatter_(1, truth, False)  # Eq. 5, v != y_t
+    if max_negatives is not None and max_negatives < ensemble.shape[1]:
+        negatives = _most_probable(ensemble, negatives, max_negatives)
+    return negatives
+
+
+def pair_weights(ensemble: Tensor, row: Tensor, token: Tensor, *, weight_from: str = "logit") -> Tensor:
+    """Penalty weights w_v of the listed negatives (Eq. 6); those of a row sum to 1.
+
+    Choice: Eq. 6 prints exp of a probability, which makes the weights nearly equal (their ratio is at most e) although
+    the text wants harder negatives to weigh more. We take exp of the ensemble logits, i.e. the probability
+    renormalised over V_N; ``weight_from: prob`` is as printed, ``uniform`` gives equal weights.
+
+    Args:
+        ensemble: ``[N, V]`` ensemble logits; weights carry its gradient.
+        row: ``[M]`` int64.
+        token: ``[M]`` int64.
+        weight_from: ``logit``, ``prob`` or ``uniform``.
+
+    Returns:
+        ``[M]`` float32 (float64 for float64 logits).
+    """
+    exponent = at_least_float32(ensemble[row, token])
+    if weight_from == "prob":
+        exponent = (exponent - _log_normaliser(ensemble).squeeze(1)[row]).exp()
+    elif weight_from == "uniform":
+        exponent = torch.zeros_like(exponent)
+    return row_softmax(exponent, row, len(ensemble))  # Eq. 6
+
+
+def penalty_weights(ensemble: Tensor, negatives: Tensor, *, weight_from: str = "logit") -> Tensor:
+    """Penalty weights w_v of Eq. 6 as a full table; see :func:`pair_weights`.
+
+    Args:
+        ensemble: ``[N, V]`` ensemble logits.
+        negatives: ``[N, V]`` bool.
+        weight_from: ``logit``, ``prob`` or ``uniform``.
+
+    Returns:
+        ``[N, V]``; 0 outside the negatives, and a row sums to 1 or, when it has none, to 0.
+    """
+    row, token = pair_list(negatives)
+    weights = pair_weights(ensemble, row, token, weight_from=weight_from)
+    return weights.new_zeros(ensemble.shape).index_put((row, token), weights)
+
+
+def _log_normaliser(logits: Tensor) -> Tensor:
+    return at_least_float32(logits).logsumexp(-1, keepdim=True)
+
+
+def _most_probable(ensemble: Tensor, negatives: Tensor, count: int) -> Tensor:
+    best = ensemble.masked_fill(~negatives, -torch.inf).topk(count, dim=1)
+    return torch.zeros_like(negatives).scatter_(1, best.indices, best.values > -torch.inf)

@@ -1,0 +1,134 @@
+"""Files and folders that are either complete or absent: atomic writes, checksums, a staging folder with recovery."""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 1 << 20
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 text stream that becomes ``path`` only when the block ends without an error.
+
+    The text goes to a temporary name in the same folder, is synced to disk and renamed. Line ends are written as given.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames inside ``folder`` durable, where the system allows a folder to be synced."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in blocks with a progress bar."""
+    from tqdm import tqdm
+
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as stream,
+        tqdm(total=path.stat().st_size, desc=f"sha256 {path.name}", unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while block := stream.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` that is gone, with all it holds, when the block ends; see :func:`install`.
+
+    The folder is locked while its process lives, so that :func:`recover` can tell it from what a killed run left.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    staging.mkdir()
+    lock = _try_lock(staging)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def install(folder: Path, target: Path) -> None:
+    """Move the finished ``folder`` to ``target``, replacing a folder that stands there.
+
+    Choice: no portable call exchanges two folders at once, so an existing target is first set aside as
+    ``.NAME.old-PID``. A run killed between the two renames is put right by :func:`recover`.
+    """
+    sync_folder(folder)
+    aside = target.parent / f".{target.name}.old-{os.getpid()}"
+    if target.exists():
+        os.rename(target, aside)
+    try:
+        os.rename(folder, target)
+    except BaseException:
+        if aside.exists():
+            os.rename(aside, target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Clean up after killed runs: remove their staging folders, put back a target set aside in the midst of a swap.
+
+    The staging folder of a run that is still busy is left alone.
+    """
+    for leftover in sorted(target.parent.glob(f".{target.name}.old-*")):
+        if target.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            os.rename(leftover, target)
+            logger.info("Put back %s, set aside by a run that was killed.", target)
+    for leftover in sorted(target.parent.glob(f".{target.name}.tmp-*")):
+        lock = _try_lock(leftover)
+        if lock is None:
+            continue
+        os.close(lock)
+        shutil.rmtree(leftover, ignore_errors=True)
+        logger.info("Removed %s, left by a run that was killed.", leftover)
+
+
+def _try_lock(folder: Path) -> int | None:
+    """Descriptor of ``folder``, locked for this process; ``None`` when another run holds it or locks do not exist."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,159 @@
+"""Histories and answers to token ids, by concatenation of separately tokenised parts.
+
+Nothing is re-tokenised and compared: what is supervised is known from lengths, so neither a merge across a border nor a
+padding id that is also a word can move a label. Knows the tokenizer and the catalogue; never models or data sets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.prompt.template import Template
+from recbole_ilrec.schema import TokenBatch
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row to train on.
+
+    Attributes:
+        items: item ids, the history followed by the targets (one for a prefix row).
+        targets: number of the training target of each supervised item; they are the last ``len(targets)`` items.
+        variant: which prompt template.
+    """
+
+    items: Array
+    targets: Array
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """Token ids of one row and what is supervised in it; all int64 arrays."""
+
+    ids: Array
+    position: Array
+    target: Array
+    node: Array
+    number: Array
+
+
+class PromptEncoder:
+    """Builds rows for training and prompts for decoding.
+
+    Args:
+        tokenizer: a ``transformers`` tokenizer that knows the item tokens.
+        catalog: identifiers in that tokenizer's ids.
+        template: the prompt.
+        max_length: tokens of a row at most; the oldest items are left out first. Choice: the paper limits items
+            (20), not tokens; ``prompt.max_length`` only guards against a text prompt that outgrows a model.
+
+    Raises:
+        UserError: an answer with the shortest possible prompt does not fit into ``max_length``.
+    """
+
+    def __init__(self, tokenizer: Any, catalog: Catalog, template: Template, max_length: int):
+        def encode(text: str) -> Array:
+            return np.array(tokenizer.encode(text, add_special_tokens=False) if text else [], dtype=np.int64)
+
+        self.catalog = catalog
+        self.template = template
+        self.max_length = max_length
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self._before = [np.concatenate([np.array(bos, np.int64), encode(before)]) for before, _ in template.variants]
+        self._after = [encode(after) for _, after in template.variants]
+        self._separator = encode(template.separator)
+        end = catalog.eos_id is not None
+        tokens, length = catalog.tokens.numpy(), catalog.length.numpy()
+        self._answer = [row[:size] for row, size in zip(tokens, length, strict=True)]
+        self._path = [row[:size] for row, size in zip(catalog.path.numpy(), length, strict=True)]
+        self._item = [answer[: len(answer) - end] for answer in self._answer]
+        frame = max(len(a) + len(b) for a, b in zip(self._before, self._after, strict=True))
+        if frame + int(length.max()) > max_length:
+            raise UserError(
+                f"prompt.max_length={max_length} is too small: prompt {template.name} without any item and the longest "
+                f"answer take {frame + int(length.max())} tokens; raise prompt.max_length."
+            )
+
+    def row(self, example: Example) -> EncodedRow:
+        """Token ids of a training row; supervised are the tokens of the last ``len(example.targets)`` items."""
+        split = len(example.items) - len(example.targets)
+        answers = example.items[split:]
+        if len(answers) > 1:
+            return self._continued_row(example, split)
+        answer = self._answer[answers[0]]
+        prompt = self._prompt(example.items[:split], example.variant, self.max_length - len(answer))
+        return EncodedRow(
+            ids=np.concatenate([prompt, answer]),
+            position=len(prompt) - 1 + np.arange(len(answer)),
+            target=answer,
+            node=self._path[answers[0]],
+            number=np.full(len(answer), example.targets[0]),
+        )
+
+    def _continued_row(self, example: Example, split: int) -> EncodedRow:
+        """All targets of a sequence in one row: each item is predicted at the end of the ones before it."""
+        parts: list[Array] = [self._before[0]]
+        at = len(self._before[0])
+        position, target, node, number = [], [], [], []
+        for place, item in enumerate(example.items):
+            tokens = self._item[item]
+            if place >= split:
+                position.append(at - 1 + np.arange(len(tokens)))
+                target.append(tokens)
+                node.append(self._path[item][: len(tokens)])
+                number.append(np.full(len(tokens), example.targets[place - split]))
+            parts += [tokens, self._separator]
+            at += len(tokens) + len(self._separator)
+        return EncodedRow(*map(np.concatenate, (parts, position, target, node, number)))
+
+    def _prompt(self, history: Array, variant: int, room: int) -> Array:
+        before, after = self._before[variant], self._after[variant]
+        items = [self._item[item] for item in history]
+        trailing = not len(after)
+        used = len(before) + len(after)
+        sizes = [len(tokens) + len(self._separator) for tokens in items]
+        start = 0
+        while start < len(items) and used + sum(sizes[start:]) > room:
+            start += 1
+        parts = [before]
+        for tokens in items[start:]:
+            parts += [tokens, self._separator]
+        if items[start:] and not trailing:
+            parts.pop()
+        return np.concatenate([*parts, after])
+
+    def collate(self, rows: Sequence[EncodedRow]) -> TokenBatch:
+        """Pad rows on the right and list their supervised tokens."""
+        width = max(len(row.ids) for row in rows)
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        for line, row in enumerate(rows):
+            ids[line, : len(row.ids)] = row.ids
+        select = np.concatenate([line * width + row.position for line, row in enumerate(rows)])
+        columns = (np.concatenate([getattr(row, name) for row in rows]) for name in ("target", "node", "number"))
+        return TokenBatch(torch.from_numpy(ids), *map(torch.from_numpy, (select, *columns)))
+
+    def prompts(self, histories: Sequence[Array], variant: int = 0) -> tuple[Tensor, Tensor]:
+        """Prompts padded on the left, ready for decoding.
+
+        Returns:
+            ids ``[B, T]`` int64 and mask ``[B, T]`` bool.
+        """
+        room = self.max_length - self.catalog.depth
+        rows = [self._prompt(history, variant, room) for history in histories]
+        width = max(map(len, rows))
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=bool)
+        for line, row in enumerate(rows):
+            ids[line, width - len(row) :] = row
+            mask[line, width - len(row) :] = True
+        return torch.from_numpy(ids), torch.from_numpy(mask)

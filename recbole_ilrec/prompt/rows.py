@@ -1,0 +1,176 @@
+"""Training rows and the plan of an epoch: which rows make which step, the same for any number of processes.
+
+RecBole gives one (history, target) pair for each position; ``prefix`` rows are those pairs, ``sequence`` rows join the
+pairs of a user into windows whose every later item is a target. Knows item ids; never tokens or models.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_ilrec.prompt.encode import Example
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """RecBole's augmented data set, rows of a user adjacent and in order of time.
+
+    Attributes:
+        user: ``[R]`` user ids.
+        history: ``[R, L]`` item ids, left-aligned, zeros behind.
+        length: ``[R]`` items of each history.
+        target: ``[R]`` the next item.
+    """
+
+    user: Array
+    history: Array
+    length: Array
+    target: Array
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def histories(self, rows: Array) -> list[Array]:
+        """The histories of some rows, without padding."""
+        return [self.history[row, : self.length[row]] for row in rows]
+
+
+class TrainRows:
+    """Rows of one data set under one way of cutting it.
+
+    Args:
+        pairs: the training pairs; their row number is the number of the target.
+        rows: ``"prefix"`` or ``"sequence"``.
+        window: history items a position may see (RecBole's ``MAX_ITEM_LIST_LENGTH``).
+        variants: prompt templates to draw from, one for each row and epoch.
+        item_dropout: chance of each history item to be left out of a row while training. In sequence rows a dropped
+            item is left out as a target too.
+        seed: decides templates and dropped items, together with the epoch.
+    """
+
+    def __init__(
+        self, pairs: Pairs, *, rows: str, window: int, variants: int = 1, item_dropout: float = 0.0, seed: int = 0
+    ):
+        self.pairs = pairs
+        self.variants = variants
+        self.item_dropout = item_dropout
+        self.seed = seed
+        self._epoch = -1
+        cut = _prefix_rows if rows == "prefix" else _sequence_rows
+        self._items, self._start, self._split, self._first = cut(pairs, window)
+        self._draw(0)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    @property
+    def num_items(self) -> Array:
+        """``[rows]`` items in each row."""
+        return np.diff(self._start)
+
+    @property
+    def num_targets(self) -> Array:
+        """``[rows]`` targets in each row, before any item dropout."""
+        return self.num_items - self._split
+
+    def _draw(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        chance = np.random.Generator(np.random.Philox([self.seed, epoch]))
+        self._variant = chance.integers(self.variants, size=len(self))
+        self._keep = chance.random(len(self._items)) >= self.item_dropout
+
+    def example(self, epoch: int, row: int) -> Example:
+        """Row ``row`` as it is in epoch ``epoch``; the same whoever asks, in whatever order."""
+        self._draw(epoch)
+        low, high, split = self._start[row], self._start[row + 1], int(self._split[row])
+        items, first = self._items[low:high], self._first[row]
+        targets = first + np.arange(high - low - split)
+        if self.item_dropout:
+            keep = self._keep[low:high].copy()
+            keep[-1] |= len(targets) == 1
+            if keep.sum() > 1 and keep[split:].any():
+                items, targets = items[keep], targets[keep[split:]]
+                targets = targets[len(targets) == len(items) :]  # the first item kept has no past
+        return Example(items, targets, int(self._variant[row]))
+
+
+def _prefix_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Array]:
+    length = np.minimum(pairs.length, window)
+    start = np.concatenate([[0], np.cumsum(length + 1)])
+    items = np.empty(start[-1], dtype=np.int64)
+    for row in range(len(pairs)):
+        history = pairs.history[row, pairs.length[row] - length[row] : pairs.length[row]]
+        items[start[row] : start[row + 1] - 1] = history
+        items[start[row + 1] - 1] = pairs.target[row]
+    return items, start, length, np.arange(len(pairs))
+
+
+def _sequence_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Array]:
+    """Windows of ``window + 1`` items; a later window starts half a window earlier, to give its targets a past."""
+    bounds = np.flatnonzero(np.diff(pairs.user, prepend=-1))
+    pieces: list[Array] = []
+    split: list[int] = []
+    first: list[int] = []
+    for low, high in zip(bounds, np.append(bounds[1:], len(pairs)), strict=True):
+        lead = pairs.history[low, : pairs.length[low]]
+        items = np.concatenate([lead, pairs.target[low:high]])
+        done = len(lead)
+        begin = 0
+        while done < len(items):
+            end = min(begin + window + 1, len(items))
+            pieces.append(items[begin:end])
+            split.append(done - begin)
+            first.append(low + done - len(lead))
+            done = end
+            begin = max(0, end - max(window // 2, 1))
+    start = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
+    return np.concatenate(pieces), start, np.array(split), np.array(first)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Cuts an epoch into steps of about ``batch`` targets with rows of like length, and steps into micro-batches.
+
+    The number of steps is the same in every epoch. ``parts`` (micro-batches times processes) only decides how a step's
+    rows are shared out, not which rows a step has, unless a step would have fewer rows than parts.
+
+    Attributes:
+        size: ``[rows]`` length that decides which rows go together.
+        targets: ``[rows]`` targets of each row.
+        batch: targets of a step.
+        parts: micro-batches of a step over all processes.
+        seed: decides the order together with the epoch.
+    """
+
+    size: Array
+    targets: Array
+    batch: int
+    parts: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        wanted = max(1, round(int(self.targets.sum()) / self.batch))
+        return min(wanted, max(1, len(self.size) // self.parts))
+
+    def epoch(self, epoch: int) -> Iterator[list[Array]]:
+        """Steps of an epoch; each is a list of ``parts`` arrays of row numbers."""
+        chance = np.random.Generator(np.random.Philox([self.seed, epoch, 1]))
+        order = chance.permutation(len(self.size))
+        order = order[np.argsort(self.size[order], kind="stable")]
+        done = np.cumsum(self.targets[order])
+        cuts = np.searchsorted(done, done[-1] * np.arange(1, self.steps) / self.steps)
+        # Every step needs a row for each part: push a cut back where two are too close, forward near the end.
+        spacing = self.parts * np.arange(self.steps)
+        low = np.maximum.accumulate(np.concatenate([[0], cuts]) - spacing) + spacing
+        low = np.minimum(low, len(order) - self.parts * np.arange(self.steps, 0, -1))
+        high = np.append(low[1:], len(order))
+        for step in chance.permutation(self.steps):
+            rows = order[low[step] : high[step]]
+            yield [rows[part :: self.parts] for part in range(self.parts)]

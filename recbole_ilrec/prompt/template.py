@@ -1,0 +1,70 @@
+"""Prompt text as data: what stands before, between and after the items of a history. Knows text; never token ids."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_ilrec.errors import UserError
+
+SLOT = "{history}"
+KEYS = ("separator", "frame", "templates")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt family; variant 0 is the one used in evaluation.
+
+    Attributes:
+        variants: (text before the history, text after it) of each template, the frame included.
+        separator: text between two items. When nothing follows the history, it also stands after the last one, so
+            that the answer continues the list.
+        name: where it came from.
+    """
+
+    variants: tuple[tuple[str, str], ...]
+    separator: str
+    name: str
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer continues the history itself, which lets one pass train every position."""
+        return len(self.variants) == 1 and not self.variants[0][1]
+
+    @property
+    def texts(self) -> list[str]:
+        """All fixed text, to train a tokenizer on."""
+        return [self.separator, *(part for pair in self.variants for part in pair)]
+
+
+def load_template(name: str, folder: Path) -> Template:
+    """Read ``<folder>/<name>.yaml``, or ``name`` itself when it is a path to a file.
+
+    Raises:
+        UserError: no such template, unknown keys, a template without exactly one ``{history}``.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"prompt template '{name}' not found at {path}. Available: {known}, or a path to a .yaml file.")
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"prompt template {path} is not valid YAML: {error}") from None
+    return parse_template(spec, str(path))
+
+
+def parse_template(spec: Any, where: str) -> Template:
+    """A :class:`Template` from the mapping of a YAML file; ``where`` is named in errors."""
+    if not isinstance(spec, dict) or not set(spec) <= set(KEYS) or not spec.get("templates"):
+        raise UserError(f"prompt template {where} must be a mapping with 'templates' and, if wanted, {KEYS[:2]}.")
+    frame = spec.get("frame", "{instruction}")
+    variants = []
+    for text in spec["templates"]:
+        full = frame.replace("{instruction}", str(text))
+        if full.count(SLOT) != 1:
+            raise UserError(f"prompt template {where}: '{text}' needs exactly one {SLOT}.")
+        before, after = full.split(SLOT)
+        variants.append((before, after))
+    return Template(tuple(variants), str(spec.get("separator", "")), where)

@@ -1,0 +1,1 @@
+"""Collaborative rewards of tokens (Eq. 10)."""

@@ -1,0 +1,291 @@
+"""RecBole's face of the language models' training: ``fit`` and ``evaluate``, its log lines, its early stopping.
+
+The steps themselves are :mod:`recbole_ilrec.loop`; what a metric is, RecBole's evaluator decides.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from recbole_ilrec.checkpoint import load_state, save_state
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.topk import TargetPlaces
+from recbole_ilrec.generative_metrics import GenerativeMetrics
+from recbole_ilrec.loop import MicroBatches, StepTrainer, WeightAverage, checkpoints, load_weights, weights
+from recbole_ilrec.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
+from recbole_ilrec.reward_model import target_rewards
+
+logger = logging.getLogger(__name__)
+
+BEST = "best"
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+@dataclass
+class Progress:
+    """Early stopping as RecBole counts it; part of every checkpoint."""
+
+    best_score: float
+    best_result: dict[str, float] | None = None
+    waited: int = 0
+    stopped: bool = False
+
+
+class GenerativeTrainer:
+    """Trains and evaluates a :class:`~recbole_ilrec.model.GenerativeRecommender`.
+
+    Args:
+        config: the run's settings.
+        model: the model, on its device.
+        run_folder: where checkpoints go; made when something is written.
+
+    Attributes:
+        places: where the true items stood in the last evaluation, one row a user.
+        policies: metrics of the last evaluation under each collision policy.
+    """
+
+    def __init__(self, config: Any, model: GenerativeRecommender, run_folder: Path):
+        self.config = config
+        self.model = model
+        self.run_folder = run_folder
+        self.metrics = GenerativeMetrics(config, model.catalog)
+        self.places: TargetPlaces | None = None
+        self.valid_pairs: Pairs | None = None
+        self.saved = True
+        self.show_progress = False
+        self.policies: dict[str, OrderedDict[str, float]] = {}
+        bigger = config["valid_metric_bigger"]
+        self.progress = Progress(best_score=-np.inf if bigger else np.inf)
+
+    def fit(
+        self, train_data: Any, valid_data: Any = None, saved: bool = True, show_progress: bool = False
+    ) -> tuple[float, Mapping[str, float] | None]:
+        """Train; validate as often as ``eval_step`` says; keep the best weights.
+
+        Returns:
+            best validation score and the metrics of that evaluation.
+        """
+        train = self.config.settings.train
+        pairs = to_pairs(train_data._dataset.inter_feat, self.model)
+        if self.model.objective.needs.rewards:
+            self.model.rewards = target_rewards(self.config, train_data, self.model.catalog, pairs)
+        rows = TrainRows(
+            pairs,
+            rows=train.rows,
+            window=self.config["MAX_ITEM_LIST_LENGTH"],
+            variants=self.model.variants,
+            item_dropout=train.item_dropout,
+            seed=self.config["seed"],
+        )
+        self.metrics.collector.data_collect(train_data)
+        average = WeightAverage(self.model, train.ema) if train.ema else None
+        everyone = None if valid_data is None else to_pairs(valid_data._dataset.inter_feat, self.model)
+        self.valid_pairs = None if everyone is None else _part(everyone, train.valid_users)
+        self.saved, self.show_progress = saved, show_progress
+        arguments = self._arguments()
+        parts = train.gradient_accumulation * arguments.world_size
+        plan = StepPlan(rows.num_items, rows.num_targets, self.config["train_batch_size"], parts, self.config["seed"])
+        loop = StepTrainer(
+            self.model,
+            arguments,
+            MicroBatches(rows, self.model.encoder),
+            plan,
+            evaluate=self._validate,
+            extra_state=lambda: asdict(self.progress),
+            kind=self.config["model"],
+            keep=train.keep_checkpoints,
+            average=average,
+            callbacks=self._reporting(),
+        )
+        loop.add_callback(_Epochs(self, loop))
+        self._train(loop)
+        if everyone is not self.valid_pairs and saved:
+            self.load_best()
+            logger.info("Scoring the best weights on all %d validation users", len(everyone))
+            self.progress.best_result = dict(self._score(everyone))
+            self.progress.best_score = calculate_valid_score(self.progress.best_result, self._valid_metric)
+        return self.progress.best_score, self.progress.best_result
+
+    def _train(self, loop: StepTrainer) -> None:
+        resume = self._resume_folder()
+        if resume:
+            self.progress = Progress(**load_state(resume, kind=self.config["model"])["extra"])
+            logger.info("%s: %s", set_color("Resuming from", "blue"), resume)
+        if not self.progress.stopped:
+            loop.train(resume_from_checkpoint=str(resume) if resume else None)
+        if loop.average and (self.valid_pairs is None or not self.saved):
+            loop.average.swap()
+        if self.valid_pairs is None and self.saved:
+            self._save_best(self.progress.best_score)
+
+    @property
+    def _valid_metric(self) -> str:
+        return self.config["valid_metric"].lower()
+
+    def _arguments(self) -> TrainingArguments:
+        train = self.config.settings.train
+        return TrainingArguments(
+            output_dir=str(self.run_folder),
+            num_train_epochs=self.config["epochs"],
+            max_steps=train.max_steps or -1,
+            learning_rate=self.config["learning_rate"],
+            weight_decay=self.config["weight_decay"],
+            adam_beta2=train.adam_beta2,
+            lr_scheduler_type=SCHEDULES[train.schedule],
+            warmup_steps=train.warmup_ratio,
+            max_grad_norm=train.max_grad_norm,
+            gradient_accumulation_steps=train.gradient_accumulation,
+            seed=self.config["seed"],
+            use_cpu=self.config["device"].type == "cpu",
+            logging_steps=train.log_steps,
+            save_strategy="no",
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            logging_nan_inf_filter=False,
+        )
+
+    def _reporting(self) -> list[TrainerCallback]:
+        writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
+        return [TensorBoardCallback(writer)]
+
+    def _resume_folder(self) -> Path | None:
+        given = self.config["resume_from_checkpoint"]
+        if not given:
+            return None
+        folder = Path(given)
+        if (folder / "state.json").is_file() and not (folder / "trainer_state.json").is_file():
+            raise UserError(
+                f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
+            )
+        found = [folder] if (folder / "trainer_state.json").is_file() else checkpoints(folder)
+        if not found:
+            raise UserError(f"resume_from_checkpoint={given}: no checkpoint-N in that folder; check the path.")
+        return found[-1]
+
+    def _validate(self, loop: StepTrainer) -> dict[str, float]:
+        start = time.time()
+        result = self._score(self.valid_pairs)
+        score = calculate_valid_score(result, self._valid_metric)
+        progress = self.progress
+        progress.best_score, progress.waited, progress.stopped, better = early_stopping(
+            score,
+            progress.best_score,
+            progress.waited,
+            max_step=self.config["stopping_step"],
+            bigger=self.config["valid_metric_bigger"],
+        )
+        head = set_color("epoch %d evaluating", "green") % self.epoch_of(loop.state.epoch)
+        timing = "%s: %.2fs, %s: %f" % (set_color("time", "blue"), time.time() - start, "valid_score", score)
+        logger.info("%s [%s]", head, timing)
+        logger.info("%s: \n%s", set_color("valid result", "blue"), dict2str(result))
+        if better:
+            progress.best_result = dict(result)
+            if self.saved:
+                self._save_best(score)
+        if progress.stopped:
+            loop.control.should_training_stop = True
+            logger.info("Finished training, no better result in %d evaluations", progress.waited)
+        return {f"eval_{name}": float(value) for name, value in result.items()}
+
+    @staticmethod
+    def epoch_of(passed: float | None) -> int:
+        """Number of the epoch (from 0, as RecBole counts) that ends or runs at ``passed`` epochs."""
+        return max(int(np.ceil((passed or 0.0) - 1e-9)) - 1, 0)
+
+    def _save_best(self, score: float) -> None:
+        content = {"model": weights(self.model), "settings": self.config.settings.model_dump(mode="json")}
+        save_state(self.run_folder / BEST, {**content, "valid_score": score}, kind=self.config["model"])
+        logger.info("%s: %s", set_color("Saving current", "blue"), self.run_folder / BEST)
+
+    def load_best(self, folder: Path | None = None) -> None:
+        """Put the best weights of a run back into the model."""
+        folder = folder or self.run_folder / BEST
+        load_weights(self.model, load_state(folder, kind=self.config["model"])["model"], folder)
+        logger.info("Loading model structure and parameters from %s", folder)
+
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Path | None = None, show_progress: bool = False
+    ) -> OrderedDict[str, float]:
+        """Metrics of all users of a split; ``places`` and ``policies`` keep the details."""
+        if load_best_model and (model_file or (self.run_folder / BEST).is_dir()):
+            self.load_best(model_file)
+        self.show_progress = show_progress
+        pairs = to_pairs(eval_data._dataset.inter_feat, self.model)
+        limit = self.config.settings.eval_users
+        if limit is not None and limit < len(pairs):
+            logger.warning("eval_users=%d: only the first %d of %d users are evaluated", limit, limit, len(pairs))
+            pairs = _rows(pairs, np.arange(limit))
+        return self._score(pairs)
+
+    def _score(self, pairs: Pairs) -> OrderedDict[str, float]:
+        self.model.eval()
+        label = set_color("Evaluate   ", "pink") if self.show_progress else None
+        ranking = self.model.rank(pairs, batch_size=self.config["eval_batch_size"], progress=label)
+        self.places, self.policies = self.metrics(ranking, pairs)
+        return self.policies[self.config.settings.decode.collisions]
+
+
+def _rows(pairs: Pairs, rows: np.ndarray) -> Pairs:
+    return Pairs(*(column[rows] for column in (pairs.user, pairs.history, pairs.length, pairs.target)))
+
+
+def _part(pairs: Pairs, users: int | None) -> Pairs:
+    """A fixed random part of the users, the same in every run and for every seed."""
+    if users is None or users >= len(pairs):
+        return pairs
+    return _rows(pairs, np.sort(np.random.default_rng(0).choice(len(pairs), users, replace=False)))
+
+
+class _Epochs(TrainerCallback):
+    """RecBole's rhythm: a bar and a line for each epoch, evaluation every ``eval_step``, a checkpoint at its end."""
+
+    def __init__(self, trainer: GenerativeTrainer, loop: StepTrainer):
+        self.trainer = trainer
+        self.loop = loop
+        self.bar: Any = None
+        self.start = 0.0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        steps = self.loop.plan.steps
+        done = state.global_step % steps
+        if not done:
+            self.loop.reset_means()
+        self.start = time.time()
+        label = set_color(f"Train {state.global_step // steps:>5}", "pink")
+        self.bar = tqdm(total=steps, initial=done, desc=label, ncols=100, disable=not self.trainer.show_progress)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(1)
+        if self.loop.average:
+            self.loop.average.update(state.global_step)
+        every = self.trainer.config.settings.train.save_steps
+        control.should_save = bool(self.trainer.saved and every and state.global_step % every == 0)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.bar.close()
+        epoch = self.trainer.epoch_of(state.epoch)
+        means = self.loop.means()
+        parts = ", ".join(
+            f"{set_color(name.partition('/')[2] or 'train loss', 'blue')}: {value:.4f}" for name, value in means.items()
+        )
+        head = set_color("epoch %d training", "green") % epoch
+        logger.info("%s [%s: %.2fs, %s]", head, set_color("time", "blue"), time.time() - self.start, parts)
+        last = state.global_step >= state.max_steps
+        every = min(self.trainer.config["eval_step"], self.trainer.config["epochs"])
+        due = last or (every > 0 and (epoch + 1) % every == 0)
+        control.should_evaluate = due and self.trainer.valid_pairs is not None
+        control.should_save = self.trainer.saved

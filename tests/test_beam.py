@@ -1,0 +1,108 @@
+"""Constrained beam search against exhaustive scoring."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_ilrec.decoding.beam import beam_search
+from recbole_ilrec.decoding.users import banned_positions, rank_users
+from recbole_ilrec.settings import DecodeSettings
+from tests.worlds import compact_encoder, random_identifiers, small_backbone, small_catalog
+
+TOKENS, ITEMS = 9, 40
+
+
+@pytest.fixture(scope="module", params=[(3,), (1, 2, 3, 4)], ids=["fixed depth", "variable depth"])
+def world(request):
+    chance = np.random.default_rng(1)
+    backbone = small_backbone(TOKENS).eval()
+    catalog = small_catalog(backbone, random_identifiers(chance, ITEMS, TOKENS, request.param))
+    histories = [chance.integers(1, ITEMS + 1, size=size) for size in (5, 2, 2, 7, 1)]
+    return backbone, catalog, compact_encoder(backbone, catalog), histories
+
+
+def exhaustive(backbone, encoder, history, renormalise=False):
+    """Score of every item by teacher forcing without any cache, ``[I + 1]``."""
+    catalog = encoder.catalog
+    prompt = encoder.prompts([history])[0][0].tolist()
+    scores = torch.full((catalog.num_items + 1,), -torch.inf)
+    for item in range(1, catalog.num_items + 1):
+        answer = catalog.tokens[item, : catalog.length[item]]
+        logits = backbone.model(input_ids=torch.tensor([prompt + answer.tolist()])).logits[0].float()
+        total = 0.0
+        for at, token in enumerate(answer):
+            row = logits[len(prompt) - 1 + at]
+            if renormalise:
+                first, count = catalog.trie.fan_out(catalog.path[item, at : at + 1])
+                row = torch.full_like(row, -torch.inf).index_copy(
+                    0, legal := catalog.trie.token[first : first + count].long(), row[legal]
+                )
+            total += row.log_softmax(-1)[token].item()
+        scores[item] = total
+    return scores
+
+
+def rank(world, histories, **settings):
+    backbone, _, encoder, _ = world
+    return rank_users(
+        backbone, encoder, histories, DecodeSettings(**settings), batch_size=3, device=torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_beam_as_wide_as_the_catalogue_equals_exhaustive_scoring(world, renormalise):
+    backbone, catalog, encoder, histories = world
+    ranking = rank(world, histories, num_beams=ITEMS, renormalise=renormalise)
+    for row, history in enumerate(histories):
+        scores = exhaustive(backbone, encoder, history, renormalise)
+        by_leaf = {int(catalog.leaf_of_item[i]): scores[i].item() for i in range(1, ITEMS + 1)}
+        assert sorted(ranking.leaf[row].tolist()) == sorted(by_leaf)
+        expected = [by_leaf[leaf] for leaf in ranking.leaf[row].tolist()]
+        np.testing.assert_allclose(ranking.score[row].numpy(), expected, atol=2e-5)
+        assert (ranking.score[row].diff() <= 0).all()
+
+
+def test_every_beam_is_a_distinct_item_with_its_own_teacher_forced_score(world):
+    backbone, catalog, encoder, histories = world
+    ranking = rank(world, histories, num_beams=4)
+    for row, history in enumerate(histories):
+        leaves = ranking.leaf[row].tolist()
+        assert len(set(leaves)) == 4 and min(leaves) >= 0
+        scores = exhaustive(backbone, encoder, history)
+        for leaf, score in zip(leaves, ranking.score[row].tolist(), strict=True):
+            assert score == pytest.approx(scores[catalog.item_order[catalog.leaf_start[leaf]]].item(), abs=2e-5)
+
+
+def test_padding_and_company_in_a_batch_do_not_change_a_ranking(world):
+    histories = world[3]
+    together = rank(world, histories, num_beams=5)
+    for row, history in enumerate(histories):
+        alone = rank(world, [history], num_beams=5)
+        assert alone.leaf[0].tolist() == together.leaf[row].tolist()
+        np.testing.assert_allclose(alone.score[0], together.score[row], atol=2e-5)
+
+
+def test_excluded_history_is_never_recommended_and_nothing_else_is_lost(world):
+    backbone, catalog, encoder, histories = world
+    ranking = rank(world, histories, num_beams=ITEMS, exclude_history=True)
+    for row, history in enumerate(histories):
+        found = {int(catalog.item_order[catalog.leaf_start[leaf]]) for leaf in ranking.leaf[row].tolist() if leaf >= 0}
+        assert found == set(range(1, ITEMS + 1)) - set(history.tolist())
+
+
+def test_banned_positions_are_sorted_and_padded_past_the_end(world):
+    catalog = world[1]
+    banned = banned_positions(catalog, [np.array([3, 1, 3]), np.array([2])])
+    assert (banned.diff(dim=1) >= 0).all()
+    assert sorted(catalog.item_order[banned[0, :2]].tolist()) == [1, 3]
+    assert banned[0, 2] == ITEMS and banned[1, 1:].tolist() == [ITEMS, ITEMS]
+
+
+def test_a_closed_trie_gives_no_beam_at_all():
+    backbone = small_backbone(TOKENS).eval()
+    catalog = small_catalog(backbone, [(1,), (2, 3)])
+    encoder = compact_encoder(backbone, catalog)
+    ids, mask = encoder.prompts([np.array([1, 2])])
+    banned = banned_positions(catalog, [np.array([1, 2])])
+    ranking = beam_search(backbone, catalog.trie, ids, mask, num_beams=2, banned=banned)
+    assert (ranking.leaf == -1).all()

@@ -1,0 +1,350 @@
+"""Each equation alone: the worked example, the slow reference, and the laws it must keep."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from recbole_ilrec.objective.cpd import divergence, layer_distillation, sample_rows
+from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
+from recbole_ilrec.objective.crr import collaborative_regularisation
+from recbole_ilrec.objective.ragged import pair_list, rewards_at, row_logsumexp, row_softmax, select_rows
+from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
+from recbole_ilrec.objective.sft import cross_entropy
+from recbole_ilrec.objective.split import split_logits
+from recbole_ilrec.schema import LegalTokens
+from tests import reference
+
+PENALTIES = ("multiplicative", "sign_safe", "additive", "log1p")
+DIRECTIONS = ("student_teacher", "teacher_student", "js")
+
+
+def same(logits):
+    return logits
+
+
+@pytest.fixture
+def golden():
+    """V = 6, y = 0, k = 2, alpha = .8: P-hat = [.75, 1.1, .9, 0, -.75, -.1], so p-hat(0) = .212593, tau = .170074."""
+    final = torch.tensor([[2, 1.5, 0.5, -0.5, -1, 0]], dtype=torch.float64, requires_grad=True)
+    layers = (
+        torch.tensor([[0.5, 1, 1, 0.2, -0.5, -0.3]], dtype=torch.float64),
+        torch.tensor([[1, 1.2, 0.8, -0.2, -1, 0.1]], dtype=torch.float64),
+    )
+    return final, layers, torch.tensor([0])
+
+
+def close(actual, expected, tolerance=1e-6):
+    torch.testing.assert_close(
+        actual, torch.as_tensor(expected, dtype=actual.dtype).expand_as(actual), atol=tolerance, rtol=0
+    )
+
+
+def test_golden_negatives_and_weights(golden):
+    """p-hat(1) = .301684 and p-hat(2) = .246998 reach .8 x .212593; w_1 = .301684 / .548682 = .549834."""
+    _, layers, y = golden
+    p_hat = ensemble_logits(layers, same)
+    close(p_hat, [[0.75, 1.1, 0.9, 0, -0.75, -0.1]])
+    chosen = hard_negatives(p_hat, y, 0.8)
+    assert chosen.nonzero().tolist() == [[0, 1], [0, 2]]
+    assert hard_negatives(p_hat, y, 1.2).nonzero().tolist() == [[0, 1]]
+    close(penalty_weights(p_hat, chosen), [[0, 0.549834, 0.450166, 0, 0, 0]])
+    close(penalty_weights(p_hat, chosen, weight_from="prob"), [[0, 0.513668, 0.486332, 0, 0, 0]])
+    close(penalty_weights(p_hat, chosen, weight_from="uniform"), [[0, 0.5, 0.5, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "value", "shifted"),
+    [("multiplicative", 0.767369, 0.667713), ("sign_safe", 0.767369, 0.822280), ("additive", 0.761472, 0.761472)],
+)
+def test_golden_penalised_cross_entropy(golden, penalty, value, shifted):
+    """Cross-entropy is .740445; with -5 on every logit the printed form falls below it, sign_safe does not."""
+    final, layers, y = golden
+    p_hat = ensemble_logits(layers, same)
+    w = penalty_weights(p_hat, hard_negatives(p_hat, y, 0.8))
+    close(cross_entropy(final, y), 0.740445)
+    close(penalised_cross_entropy(final, y, w, 0.1, penalty), value)
+    close(penalised_cross_entropy(final - 5, y, w, 0.1, penalty), shifted)
+
+
+def test_golden_gradient_of_the_penalised_cross_entropy(golden):
+    """d/dz_v = p~_v (1 + beta w_v) - [v = y]."""
+    final, layers, y = golden
+    p_hat = ensemble_logits(layers, same)
+    w = penalty_weights(p_hat, hard_negatives(p_hat, y, 0.8))
+    penalised_cross_entropy(final, y, w, 0.1).sum().backward()
+    close(final.grad, [[-0.535767, 0.322591, 0.110711, 0.038107, 0.023113, 0.062827]])
+
+
+def test_golden_distillation_and_regularisation(golden):
+    """r = [.6, .3, .05] / .95; q over {0, 1, 2} = [.436738, .318475, .244787]; L = .778131 in all."""
+    final, layers, y = golden
+    chosen = hard_negatives(ensemble_logits(layers, same), y, 0.8)
+    w = penalty_weights(ensemble_logits(layers, same), chosen)
+    rewards = torch.tensor([0.6, 0.3, 0.05], dtype=torch.float64) / 0.95
+    legal = LegalTokens(torch.zeros(3, dtype=torch.long), torch.arange(3), rewards)
+    cpd = layer_distillation(layers, final, same)
+    crr = collaborative_regularisation(final, y, chosen, legal)
+    close(cpd, 0.442742)
+    close(layer_distillation(layers, final, same, direction="teacher_student"), 0.443574)
+    close(crr, 1.266862)
+    close(penalised_cross_entropy(final, y, w, 0.1) + 0.01 * cpd + 0.005 * crr, 0.778131)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 31), (2, 257)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_terms_equal_the_slow_reference_in_value_and_gradient(shape, dtype):
+    rows, vocab = shape
+    source = torch.Generator().manual_seed(vocab)
+    z = (torch.randn(shape, generator=source) * 3).to(dtype).requires_grad_()
+    p_hat = (torch.randn(shape, generator=source) * 3).to(dtype)
+    y = torch.randint(vocab, (rows,), generator=source)
+    exact = z.detach().double().requires_grad_()
+    chosen = hard_negatives(p_hat, y, 0.5)
+    w = penalty_weights(p_hat, chosen)
+    fast = {"ce": cross_entropy(z, y)} | {p: penalised_cross_entropy(z, y, w, 0.4, p) for p in PENALTIES}
+    fast |= {d: divergence(z, p_hat, d) for d in DIRECTIONS}
+    sets = [reference.negatives(p.double(), int(t), 0.5) for p, t in zip(p_hat, y, strict=True)]
+    assert [row.nonzero().squeeze(1).tolist() for row in chosen] == sets
+    slow = {name: [] for name in fast}
+    for n, (p, t) in enumerate(zip(p_hat.double(), y.tolist(), strict=True)):
+        slow["ce"].append(reference.cpo(exact[n], t, {}, 0.0))
+        for name in PENALTIES:
+            slow[name].append(reference.cpo(exact[n], t, reference.weights(p, sets[n]) if sets[n] else {}, 0.4, name))
+        for name in DIRECTIONS:
+            slow[name].append(reference.cpd([exact[n]], p, direction=name))
+    for name, value in fast.items():
+        expected = torch.stack(slow[name])
+        torch.testing.assert_close(value.double(), expected, atol=2e-6, rtol=2e-6)
+        (got,) = torch.autograd.grad(value.sum(), z)
+        (wanted,) = torch.autograd.grad(expected.sum(), exact)
+        assert got.dtype == dtype
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(got.double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_gradients_of_split_logits_pass_finite_differences(penalty):
+    z = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([0, 3, 6])
+    w = torch.rand(3, 7, dtype=torch.float64) * (torch.rand(3, 7) > 0.5).scatter(1, y[:, None], False)
+    w.requires_grad_()
+    nonzero = pair_list(w.detach() != 0)
+
+    def loss(z, values):
+        return penalised_cross_entropy(z, y, torch.zeros_like(w).index_put(nonzero, values), 0.5, penalty)
+
+    assert gradcheck(loss, (z, w[nonzero].detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gradients_of_divergences_pass_finite_differences(direction):
+    student, teacher = (torch.randn(3, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert gradcheck(lambda s, t: divergence(s, t, direction), (student, teacher))
+
+
+def test_splitting_leaves_the_logits_as_they_were():
+    z = torch.randn(4, 9)
+    before = z.clone()
+    split_logits(z, torch.zeros(4, dtype=torch.long), torch.tensor([0, 3]), torch.tensor([2, 5]))
+    assert torch.equal(z, before)
+
+
+def test_split_is_exact_when_the_listed_tokens_hold_all_probability():
+    """One negative has all the mass and is pushed down by 40 nats: nothing may be lost to cancellation."""
+    z = torch.tensor([[-60.0, -20.0, -61.0, -62.0]], requires_grad=True)
+    w = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    value = penalised_cross_entropy(z, torch.tensor([0]), w, 2.0)
+    exact = z.detach().double().requires_grad_()
+    wanted = reference.cpo(exact[0], 0, {1: 1.0}, 2.0)
+    torch.testing.assert_close(value[0].double(), wanted.detach(), atol=1e-6, rtol=0)
+    value.sum().backward()
+    wanted.backward()
+    torch.testing.assert_close(z.grad.double(), exact.grad, atol=1e-6, rtol=1e-6)
+
+
+def test_all_tokens_listed_is_no_special_case():
+    z = torch.randn(2, 5, requires_grad=True)
+    y = torch.tensor([1, 4])
+    w = penalty_weights(z.detach(), hard_negatives(z, y, 0.0))
+    assert (w > 0).sum() == 8
+    penalised_cross_entropy(z, y, w, 0.1).sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_alpha_zero_takes_every_other_token_and_infinity_none():
+    p_hat, y = torch.randn(3, 8), torch.tensor([0, 4, 7])
+    for on in ("prob", "logit"):
+        assert not hard_negatives(p_hat, y, math.inf, threshold_on=on).any()
+    assert (hard_negatives(p_hat, y, 0.0).sum(1) == 7).all()
+
+
+@given(st.integers(0, 10_000), st.floats(0, 3), st.floats(-30, 30))
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_negatives_and_weights_do_not_depend_on_a_shift(seed, alpha, shift):
+    source = torch.Generator().manual_seed(seed)
+    p_hat = torch.randn(4, 13, generator=source, dtype=torch.float64) * 4
+    y = torch.randint(13, (4,), generator=source)
+    chosen = hard_negatives(p_hat, y, alpha)
+    moved = hard_negatives(p_hat + shift, y, alpha)
+    assert torch.equal(chosen, moved)
+    w = penalty_weights(p_hat, chosen)
+    torch.testing.assert_close(w, penalty_weights(p_hat + shift, moved))
+    torch.testing.assert_close(w.sum(1), chosen.any(1).double())
+    assert not chosen.gather(1, y[:, None]).any()
+
+
+@pytest.mark.parametrize(("penalty", "invariant"), [("multiplicative", False), ("sign_safe", False),
+                                                    ("additive", True), ("log1p", True)])  # fmt: skip
+def test_which_penalties_do_not_depend_on_a_shift(penalty, invariant):
+    z, y = torch.randn(5, 11, dtype=torch.float64), torch.arange(5)
+    w = penalty_weights(z, hard_negatives(z, y, 0.3))
+    assert w.any()
+    values = [penalised_cross_entropy(z + c, y, w, 0.3, penalty) for c in (0, -7)]
+    assert torch.allclose(*values) == invariant
+
+
+def test_penalty_on_logits_never_lowers_the_loss_except_as_printed():
+    z, y = torch.randn(40, 11) - 3, torch.zeros(40, dtype=torch.long)
+    w = penalty_weights(z, hard_negatives(z, y, 0.3))
+    ce = cross_entropy(z, y)
+    for penalty in ("sign_safe", "additive", "log1p"):
+        assert (penalised_cross_entropy(z, y, w, 0.3, penalty) >= ce - 1e-6).all()
+    assert (penalised_cross_entropy(z, y, w, 0.3) < ce - 1e-4).any()
+
+
+def test_share_of_weight_on_negative_logits():
+    z = torch.tensor([[1.0, 2.0, -1.0], [1.0, 2.0, 3.0]])
+    split = split_logits(z, torch.tensor([0, 0]), torch.tensor([0, 0]), torch.tensor([1, 2]))
+    close(frac_negative_logit(split, torch.tensor([0.75, 0.25])), torch.tensor([0.25, 0.0]))
+
+
+def test_threshold_switches_equal_the_reference():
+    source = torch.Generator().manual_seed(3)
+    p_hat, final = (torch.randn(6, 29, generator=source, dtype=torch.float64) * 2 for _ in range(2))
+    y = torch.randint(29, (6,), generator=source)
+    allowed = torch.rand(29, generator=source) > 0.4
+    names = set(allowed.nonzero().squeeze(1).tolist())
+    for on in ("prob", "logit"):
+        for tau in (None, final):
+            for most in (None, 2):
+                mask = hard_negatives(p_hat, y, 0.6, threshold_on=on, final=tau, allowed=allowed, max_negatives=most)
+                for n in range(6):
+                    wanted = reference.negatives(
+                        p_hat[n], int(y[n]), 0.6, threshold_on=on, final=None if tau is None else tau[n],
+                        allowed=names, max_negatives=most,
+                    )  # fmt: skip
+                    assert mask[n].nonzero().squeeze(1).tolist() == wanted
+
+
+@pytest.mark.parametrize("how", ["mean", "sum", "mean_prob", "mean_logprob"])
+def test_ensemble_through_one_head_product_equals_the_ensemble_of_all_heads(how):
+    source = torch.Generator().manual_seed(5)
+    states = [torch.randn(4, 8, generator=source, dtype=torch.float64) for _ in range(3)]
+    head = torch.randn(19, 8, generator=source, dtype=torch.float64)
+    got = ensemble_logits(states, lambda x: x @ head.T, ensemble=how)
+    for n in range(4):
+        torch.testing.assert_close(got[n], reference.ensemble([head @ s[n] for s in states], how))
+
+
+def test_divergence_of_equal_distributions_is_zero_and_js_is_bounded():
+    z, other = torch.randn(5, 9) * 8, torch.randn(5, 9) * 8
+    for direction in DIRECTIONS:
+        close(divergence(z, z + 3, direction), 0.0, 1e-5)
+    assert (divergence(z, other, "js") <= math.log(2) + 1e-6).all()
+    torch.testing.assert_close(divergence(z, other), divergence(other, z, "teacher_student"))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.99])
+def test_sampled_rows_are_an_unbiased_choice(share):
+    """Every row is drawn equally often, so the scaled sum over a sample has the full sum as its mean."""
+    source = torch.Generator().manual_seed(0)
+    draws = [sample_rows(10, share, source, torch.device("cpu")) for _ in range(4000)]
+    if math.ceil(share * 10) == 10:
+        assert draws[0] is None
+        return
+    count = torch.bincount(torch.cat(draws), minlength=10) / 4000
+    assert all(len(draw.unique()) == math.ceil(share * 10) for draw in draws)
+    close(count, math.ceil(share * 10) / 10, 0.04)
+
+
+def random_legal(rows, vocab, targets, source):
+    """Legal tokens with rewards; about a fifth of the rows are outside the trie. Also as one dict per row."""
+    row, token, reward, table = [], [], [], []
+    for n in range(rows):
+        if torch.rand((), generator=source) < 0.2:
+            table.append({})
+            continue
+        others = torch.randperm(vocab, generator=source)[: vocab // 3].tolist()
+        children = sorted({int(targets[n]), *others})
+        values = torch.rand(len(children), generator=source, dtype=torch.float64) ** 3
+        values = (values / values.sum()).tolist()
+        row += [n] * len(children)
+        token += children
+        reward += values
+        table.append(dict(zip(children, values, strict=True)))
+    legal = LegalTokens(torch.tensor(row).long(), torch.tensor(token).long(), torch.tensor(reward).double())
+    return legal, table
+
+
+@pytest.mark.parametrize("label", ["softmax", "normalised"])
+@pytest.mark.parametrize(("temperature", "floor"), [(1.0, 0.0), (0.2, 0.0), (1.0, 0.5)])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 31), (9, 40)])
+def test_regularisation_equals_the_slow_reference(shape, label, temperature, floor):
+    rows, vocab = shape
+    source = torch.Generator().manual_seed(vocab + rows)
+    z = (torch.randn(shape, generator=source, dtype=torch.float64) * 3).requires_grad_()
+    y = torch.randint(vocab, (rows,), generator=source)
+    scope = torch.rand(shape, generator=source) < 0.3
+    legal, table = random_legal(rows, vocab, y, source)
+    options = {"label": label, "temperature": temperature, "truth_floor": floor}
+    got = collaborative_regularisation(z, y, scope, legal, **options)
+    wanted = torch.stack(
+        [
+            reference.crr(z[n], int(y[n]), scope[n].nonzero().squeeze(1).tolist(), table[n], **options)
+            for n in range(rows)
+        ]
+    )
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), z)[0] for x in (got, wanted)))
+
+
+def test_label_falls_on_the_truth_when_no_reward_lies_in_scope():
+    z, y = torch.randn(1, 5), torch.tensor([2])
+    legal = LegalTokens(torch.tensor([0]), torch.tensor([4]), torch.tensor([1.0]))
+    scope = torch.tensor([[True, False, False, False, False]])
+    got = collaborative_regularisation(z, y, scope, legal, label="normalised")
+    torch.testing.assert_close(got, cross_entropy(z, y))
+
+
+def test_illegal_negatives_get_reward_zero_but_some_label():
+    """exp(0) = 1 and exp(1) = e, so the illegal token has 1 / (1 + e) of the label (Eq. 11 as printed)."""
+    z, y = torch.zeros(1, 4), torch.tensor([2])
+    z[0, 0] = math.log(3)
+    legal = LegalTokens(torch.tensor([0]), torch.tensor([2]), torch.tensor([1.0]))
+    scope = torch.tensor([[True, False, False, False]])
+    q = 1 / (1 + math.e)
+    close(collaborative_regularisation(z, y, scope, legal), q * math.log(2) + (1 - q) * math.log(6))
+
+
+def test_rewards_are_looked_up_by_row_and_token_in_any_order():
+    legal = LegalTokens(torch.tensor([0, 0, 2]), torch.tensor([3, 1, 3]), torch.tensor([0.3, 0.7, 1.0]))
+    row, token = torch.tensor([2, 0, 1, 0, 2]), torch.tensor([3, 1, 3, 2, 1])
+    close(rewards_at(legal, row, token, 5), torch.tensor([1.0, 0.7, 0.0, 0.0, 0.0]))
+    chosen = select_rows(legal, torch.tensor([1, 2]), 3)
+    assert (chosen.row.tolist(), chosen.token.tolist(), chosen.reward.tolist()) == ([1], [3], [1.0])
+
+
+def test_ragged_softmax_and_logsumexp_equal_dense_ones():
+    z = torch.randn(4, 6, dtype=torch.float64) * 50
+    mask = torch.rand(4, 6) > 0.5
+    row, token = pair_list(mask)
+    own = torch.randn(4, dtype=torch.float64) * 50
+    dense = torch.cat([own[:, None], z.masked_fill(~mask, -torch.inf)], 1)
+    torch.testing.assert_close(row_logsumexp(own, z[row, token], row), dense.logsumexp(1))
+    wanted = z.masked_fill(~mask, -torch.inf).softmax(1)[row, token]
+    torch.testing.assert_close(row_softmax(z[row, token], row, 4), wanted)

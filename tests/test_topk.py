@@ -1,0 +1,51 @@
+"""Ranks of the true item under the three collision policies, on lists worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from recbole_ilrec.evaluation.topk import hit_and_ndcg, locate, unroll
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.schema import Ranking
+
+# Items 1..5; 2, 3 and 5 share the identifier (7,). Leaves in trie order: (4,)=0, (7,)=1, (9,)=2.
+CATALOG = Catalog([(4,), (7,), (7,), (9,), (7,)])
+
+
+def places(leaves, target, banned=None):
+    ranking = Ranking(torch.tensor([leaves]), torch.zeros(1, len(leaves)))
+    return locate(ranking, CATALOG, torch.tensor([target]), None if banned is None else torch.tensor([banned]))
+
+
+def test_three_policies_on_a_shared_identifier():
+    """List [(9,), (7,)]: items 4, then 2, 3, 5. Target 3: strict rank 2, optimistic 1, expected 1, 2 or 3."""
+    where = places([2, 1], 3)
+    assert where.ranks("strict")[0].tolist() == [[2]]
+    assert where.ranks("optimistic")[0].tolist() == [[1]]
+    hit, ndcg = hit_and_ndcg(where, 2, "expected")
+    assert hit.item() == pytest.approx(1 / 3)
+    assert ndcg.item() == pytest.approx(1 / 3 / math.log2(3))
+    hit, _ = hit_and_ndcg(where, 4, "expected")
+    assert hit.item() == pytest.approx(1)
+
+
+def test_a_target_that_was_not_generated_is_never_a_hit():
+    for policy in ("strict", "expected", "optimistic"):
+        hit, ndcg = hit_and_ndcg(places([2, -1], 1), 100, policy)
+        assert hit.item() == ndcg.item() == 0
+
+
+def test_a_banned_neighbour_neither_takes_a_place_nor_counts_in_the_group():
+    """Item 2 (trie position 1) is banned: the list is 4, 3, 5."""
+    where = places([2, 1], 5, banned=[1, 5])
+    assert where.group.item() == 2
+    assert where.ranks("strict")[0].tolist() == [[2]]
+    assert places([2, 1], 2, banned=[1, 5]).ranks("strict")[0].item() > 10**9
+
+
+def test_unrolled_lists_are_items_in_strict_order():
+    ranking = Ranking(torch.tensor([[2, 1], [0, -1]]), torch.zeros(2, 2))
+    assert unroll(ranking, CATALOG, 3).tolist() == [[4, 2, 3], [1, 0, 0]]
+    banned = torch.tensor([[1, 5], [5, 5]])
+    assert unroll(ranking, CATALOG, 3, banned).tolist() == [[4, 3, 5], [1, 0, 0]]

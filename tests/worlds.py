@@ -1,0 +1,61 @@
+"""Small worlds with a known answer, shared by tests."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recbole_ilrec.backbone import build_backbone
+from recbole_ilrec.backbone.base import Backbone
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.prompt.encode import PromptEncoder
+from recbole_ilrec.prompt.rows import Pairs
+from recbole_ilrec.prompt.template import parse_template
+from recbole_ilrec.settings import BackboneSettings
+
+SMALL = BackboneSettings(hidden_size=32, intermediate_size=64, layers=3, heads=2, dropout=0.1)
+
+
+def random_identifiers(
+    chance: np.random.Generator, items: int, tokens: int, depths: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Distinct tuples of token numbers; some begin others when depths differ."""
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < items:
+        found[tuple(int(t) for t in chance.integers(tokens, size=chance.choice(depths)))] = None
+    return list(found)
+
+
+def small_backbone(tokens: int, settings: BackboneSettings = SMALL, seed: int = 0) -> Backbone:
+    """A fresh tiny model whose item tokens are ``<t0> .. <t{tokens-1}>``."""
+    return build_backbone(settings, [f"<t{i}>" for i in range(tokens)], [], seed)
+
+
+def small_catalog(backbone: Backbone, identifiers: Sequence[Sequence[int]], end: bool = True) -> Catalog:
+    """Identifiers of token numbers as the backbone's token ids."""
+    tokenizer = backbone.tokenizer
+    ids = [tokenizer.convert_tokens_to_ids([f"<t{t}>" for t in identifier]) for identifier in identifiers]
+    return Catalog(ids, tokenizer.eos_token_id if end else None)
+
+
+def compact_encoder(backbone: Backbone, catalog: Catalog, max_length: int = 256) -> PromptEncoder:
+    """The default prompt: item tokens and nothing else."""
+    template = parse_template({"templates": ["{history}"]}, "test")
+    return PromptEncoder(backbone.tokenizer, catalog, template, max_length)
+
+
+def pairs_of(sequences: Sequence[Sequence[int]], window: int) -> Pairs:
+    """What RecBole's augmentation makes of one sequence a user: every prefix and its next item."""
+    rows = [
+        (user, sequence[max(0, at - window) : at], sequence[at])
+        for user, sequence in enumerate(sequences, start=1)
+        for at in range(1, len(sequence))
+    ]
+    history = np.zeros((len(rows), window), dtype=np.int64)
+    for line, (_, past, _) in enumerate(rows):
+        history[line, : len(past)] = past
+    return Pairs(
+        user=np.array([row[0] for row in rows]),
+        history=history,
+        length=np.array([len(row[1]) for row in rows]),
+        target=np.array([row[2] for row in rows]),
+    )
