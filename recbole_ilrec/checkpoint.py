@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_ilrec.errors import UserError
@@ -45,23 +44,22 @@ def save_state(folder: str | os.PathLike[str], content: Mapping[str, Any], *, ki
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    tree = _encode(content, tensors, {})
+    encoder = _Encoder()
+    tree = encoder.encode(content)
     temporary = folder / f".tensors.tmp-{os.getpid()}"
     try:
         try:
-            save_file(tensors, temporary)
+            save_file(encoder.tensors, temporary)
         except SafetensorError as error:  # its way to report a full or read-only disk
             raise OSError(f"cannot write {temporary}: {error}") from None
         digest = _sync_and_hash(temporary)
-        name = f"tensors-{digest[:16]}.safetensors"
-        os.replace(temporary, folder / name)
+        file = folder / f"tensors-{digest[:16]}.safetensors"
+        os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    state = {"format": FORMAT, "kind": kind, "tensors": name, "sha256": digest, "content": tree}
-    _write_json(folder / STATE, state)
+    _write_json(folder / STATE, {"format": FORMAT, "kind": kind, "file": file.name, "sha256": digest, "content": tree})
     for old in folder.glob("tensors-*.safetensors"):
-        if old.name != name:
+        if old != file:
             old.unlink(missing_ok=True)
     return folder
 
@@ -84,14 +82,13 @@ def load_state(folder: str | os.PathLike[str], *, kind: str | None = None) -> di
             f"{path.parent} is a checkpoint of another model: it holds {state['kind']}, this run is {kind}. Choose the "
             f"checkpoint of a {kind} run or set --model accordingly."
         )
-    file = path.parent / Path(str(state["tensors"])).name
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is incomplete: {file.name} is missing. Copy the whole folder again.") from None
-    if hashlib.sha256(content).hexdigest() != state["sha256"]:
-        raise UserError(f"{file} is truncated or was changed: its checksum differs. Copy the whole folder again.")
-    return _decode(state["content"], load_tensors(content))
+    file = path.parent / Path(str(state["file"])).name
+    if not file.is_file():
+        raise UserError(f"{path.parent} is incomplete: {file.name} is missing. Copy the whole folder again.")
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != state["sha256"]:
+            raise UserError(f"{file} is truncated or was changed: its checksum differs. Copy the whole folder again.")
+    return _decode(state["content"], load_file(file))
 
 
 def random_state() -> dict[str, Any]:
@@ -109,33 +106,46 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _encode(value: Any, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    """JSON in place of ``value``; its tensors go to ``tensors``, one that is shared (tied weights) only once."""
-    if isinstance(value, Tensor):
+class _Encoder:
+    """JSON in place of nested values; their tensors are collected, one that is shared (tied weights) only once."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._storages: set[int] = set()
+
+    def encode(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {_TENSOR: self._name(value)}
+        if isinstance(value, np.ndarray):
+            return {_ARRAY: value.dtype.str, "values": value.tolist()}
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, Mapping):
+            if all(isinstance(key, str) and not key.startswith("$") for key in value):
+                return {key: self.encode(entry) for key, entry in value.items()}
+            return {_PAIRS: [[self.encode(key), self.encode(entry)] for key, entry in value.items()]}
+        if isinstance(value, tuple):
+            return {_TUPLE: [self.encode(entry) for entry in value]}
+        if isinstance(value, list):
+            return [self.encode(entry) for entry in value]
+        if value is None or isinstance(value, str | int | float | bool):
+            return value
+        raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
+
+    def _name(self, tensor: Tensor) -> str:
         # Empty tensors have no address, so they are told apart by number.
-        address = value.data_ptr() if value.numel() else -len(tensors) - 1
-        key = (address, value.shape, value.stride(), value.dtype, value.device)
-        if key not in seen:
-            seen[key] = f"{len(tensors):06d}"
-            plain = value.detach().cpu().contiguous()
-            whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-            tensors[seen[key]] = plain if whole and plain.data_ptr() != value.data_ptr() else plain.clone()
-        return {_TENSOR: seen[key]}
-    if isinstance(value, np.ndarray):
-        return {_ARRAY: value.dtype.str, "values": value.tolist()}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {key: _encode(entry, tensors, seen) for key, entry in value.items()}
-        return {_PAIRS: [[_encode(k, tensors, seen), _encode(v, tensors, seen)] for k, v in value.items()]}
-    if isinstance(value, tuple):
-        return {_TUPLE: [_encode(entry, tensors, seen) for entry in value]}
-    if isinstance(value, list):
-        return [_encode(entry, tensors, seen) for entry in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
+        address = tensor.data_ptr() if tensor.numel() else -len(self.tensors) - 1
+        key = (address, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if key not in self._names:
+            self._names[key] = f"{len(self.tensors):06d}"
+            plain = tensor.detach().cpu().contiguous()
+            storage = plain.untyped_storage()
+            if storage.nbytes() != plain.numel() * plain.element_size() or storage.data_ptr() in self._storages:
+                plain = plain.clone()  # a part of something larger, or seen in another shape
+            self._storages.add(plain.untyped_storage().data_ptr())
+            self.tensors[self._names[key]] = plain
+        return self._names[key]
 
 
 def _decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -191,9 +201,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent} is no checkpoint of this package: it has no {STATE}. Check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is truncated or no checkpoint of this package. Copy the whole folder again.") from None
-    needed = ("format", "kind", "tensors", "sha256", "content")
+    needed = ("format", "kind", "file", "sha256", "content")
     if not isinstance(state, dict) or any(key not in state for key in needed):
         raise UserError(f"{path} was not written by this package: it lacks one of {', '.join(needed)}.")
     if state["format"] != FORMAT:
-        raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}: use the version it is from.")
+        raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}: use the one it is from.")
     return state

@@ -1,11 +1,13 @@
 """Training of RecBole's sequential models with RecBole's own loop.
 
-What differs from RecBole's ``Trainer``: checkpoints without pickle in one folder a run (``best/`` to evaluate, ``last/``
-to go on from), an interrupted run resumed at an epoch's boundary continues as if it had not been interrupted,
+What differs from RecBole's ``Trainer``: checkpoints without pickle in one folder a run (``best/`` to evaluate and
+``last/`` to go on from), an interrupted run resumed at an epoch's boundary continues as if it had not been interrupted,
 recommendations that do not exist are no hits, the history can be left out of the ranking, frozen parameters stay out of
 the optimiser, and nothing is written before training starts.
 """
 
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -16,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import SequentialDataset
 from recbole.evaluator import Evaluator
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import WandbLogger, get_local_time, get_tensorboard, init_seed, set_color
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from recbole_ilrec.checkpoint import load_state, random_state, save_state, set_random_state
 from recbole_ilrec.collector import Collector
@@ -41,6 +45,7 @@ class ClassicalTrainer(RecBoleTrainer):
     Attributes:
         folder: ``<checkpoint_dir>/<Model>-<dataset>-<time>`` of this run, or the folder that is resumed; made at the
             first checkpoint.
+        log_folder: where TensorBoard's events go; ``None`` for RecBole's ``./log_tensorboard/<run>``.
         finished: the resumed run had already come to its end, so :meth:`fit` has nothing left to do.
     """
 
@@ -78,7 +83,9 @@ class ClassicalTrainer(RecBoleTrainer):
         self.item_tensor: Any = None
         self.tot_item_num: int | None = None
         self.finished = False
+        self.log_folder: Path | None = None
         self._resumed: dict[str, Any] | None = None
+        self._items = ""
         self._saved = False
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
@@ -104,13 +111,14 @@ class ClassicalTrainer(RecBoleTrainer):
             The best validation score and all validation metrics of that epoch.
         """
         self._saved = saved
+        self._items = items_key(train_data._dataset)
         if self.finished:
             self.eval_collector.data_collect(train_data)
             return self.best_valid_score, self.best_valid_result
         if self._resumed is not None:
             train_data.generator.set_state(self._resumed["loader"])
             set_random_state(self._resumed["random"])
-        self.tensorboard = get_tensorboard(self.logger)
+        self.tensorboard = SummaryWriter(self.log_folder) if self.log_folder else get_tensorboard(self.logger)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*GradScaler", category=FutureWarning)
@@ -143,7 +151,8 @@ class ClassicalTrainer(RecBoleTrainer):
             "other_parameter": self.model.other_parameter(),
             "epoch": epoch,
             "valid_score": self.best_valid_score,
-            "config": self.config.as_dict(),
+            "items": self._items,
+            "config": _plain(self.config.as_dict()),
         }
         save_state(self.saved_model_file, content, kind=self.config["model"])
         if verbose:
@@ -153,13 +162,13 @@ class ClassicalTrainer(RecBoleTrainer):
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+            "loader": train_data.generator.get_state(),
             "next_epoch": next_epoch,
             "cur_step": self.cur_step,
             "best_valid_score": self.best_valid_score,
             "best_valid_result": self.best_valid_result,
             "train_loss": self.train_loss_dict,
-            "random": random_state(),
-            "loader": train_data.generator.get_state(),
             "finished": finished,
         }
         save_state(self.folder / LAST, content, kind=self.config["model"])
@@ -239,10 +248,10 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: Pat
         ) from None
 
 
-def build_model(config: Config, data: Data) -> AbstractRecommender:
+def build_model(config: Config, dataset: SequentialDataset) -> AbstractRecommender:
     """The model that ``config`` names, on its device; RecBole's complaints about sizes become a :class:`UserError`."""
     try:
-        model = config.model_class(config, data.train._dataset)  # type: ignore[call-arg]
+        model = config.model_class(config, dataset)
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{config.model} cannot be built with these settings: {error}") from None
     return model.to(config["device"])
@@ -262,7 +271,7 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{config.model} is trained in one process: start it without torchrun.")
     init_seed(config["seed"], config["reproducibility"])
-    model = build_model(config, data)
+    model = build_model(config, data.train._dataset)
     logger.info(model)
     trainer = ClassicalTrainer(config, model)
     if config["resume_from_checkpoint"]:
@@ -276,6 +285,16 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
         "best_valid_result": valid,
         "test_result": test,
     }
+
+
+def items_key(dataset: SequentialDataset) -> str:
+    """SHA-256 of the item tokens in the order of their internal ids: equal where weights of items can be shared."""
+    tokens = dataset.field2id_token[dataset.iid_field].tolist()
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _unused(folder: Path) -> Path:

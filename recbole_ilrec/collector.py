@@ -12,6 +12,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector as RecBoleCollector
 from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import Register
 from torch import Tensor
 
 _OF_ONE_EVALUATION = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
@@ -19,6 +20,8 @@ _OF_ONE_EVALUATION = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "dat
 
 class Collector(RecBoleCollector):
     """RecBole's collector; :meth:`collect_hits` takes the place of a dense score matrix for generative models."""
+
+    register: Register
 
     def __init__(self, config: RecBoleConfig):
         super().__init__(config)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import recbole
-import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metrics_dict
 from recbole.utils import InputType
 
+from recbole_ilrec.device import choose_device
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.lookup import find_model, keys_read_by, known_keys, refuse_unknown
 from recbole_ilrec.presets import Loader, preset, preset_names, properties_folder, read_yaml
@@ -83,6 +83,10 @@ class Config(RecBoleConfig):
         self._derive()
         self._init_device()
         self._set_data_path(data_root)
+        if self.final_config_dict["cache_dir"] is None:
+            self.final_config_dict["cache_dir"] = str(Path(str(self.final_config_dict["checkpoint_dir"])) / "cache")
+
+    parameters: dict[str, list[str]]
 
     # ---- layers
 
@@ -304,31 +308,6 @@ def _flat_sections(layer: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def choose_device(device: str, *, use_gpu: bool = True, gpu_id: object = None) -> torch.device:
-    """The device of this process; CUDA_VISIBLE_DEVICES is read by CUDA and never written.
-
-    Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``auto`` takes a GPU when there is one and ``use_gpu`` holds;
-            under ``torchrun`` the one of ``LOCAL_RANK``, else the first of ``gpu_id``.
-
-    Raises:
-        UserError: not one of these, or a GPU that is not there.
-    """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise UserError(f"device={device!r} is not allowed: choose auto, cpu, cuda or cuda:N.")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cpu" or (kind == "auto" and not (count and use_gpu)):
-        return torch.device("cpu")
-    first = str(gpu_id).strip("()[]").split(",")[0].strip() if gpu_id is not None else ""
-    if kind == "auto" and gpu_id is not None and not first:
-        return torch.device("cpu")  # RecBole's way to ask for the CPU: an empty gpu_id
-    wanted = index or os.environ.get("LOCAL_RANK") or first or "0"
-    if not wanted.isdigit() or int(wanted) >= count:
-        raise UserError(f"device={device}, GPU {wanted}: {count} GPU(s) can be used here. Choose --device=cpu or auto.")
-    return torch.device("cuda", int(wanted))
 
 
 def _missing_dataset(name: str, root: Path) -> UserError:

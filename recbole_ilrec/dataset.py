@@ -49,6 +49,8 @@ class SequenceDataset(SequentialDataset):
         UserError: a missing or malformed file, or nothing left after filtering.
     """
 
+    inter_feat: Any  # a table while it is filtered, RecBole's Interaction afterwards
+
     def _load_data(self, token: str, dataset_path: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # RecBole fills columns in a way that pandas 3 drops
@@ -132,7 +134,8 @@ class SequenceDataset(SequentialDataset):
         users = self.inter_feat[self.uid_field].numpy()
         starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
         lengths = np.diff(np.r_[starts, len(users)])
-        self.sequences = Sequences.build(self.inter_feat, self.uid_field, self.iid_field, self.time_field, self.user_num)
+        fields = self.uid_field, self.iid_field, self.time_field
+        self.sequences = Sequences.build(self.inter_feat, *fields, self.user_num)
         row = np.arange(len(users))
         first = np.repeat(starts, lengths)
         target = row[row > first]
@@ -264,8 +267,9 @@ def build_data(config: Config) -> Data:
     splits = dataset.build()
     for phase, split in zip(("training", "validation", "test"), splits, strict=True):
         if not len(split):
+            rule = config["eval_args"]["split"]
             raise UserError(
-                f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={config['eval_args']['split']}. "
+                f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={rule}. "
                 "Leave-one-out needs users with 4 interactions or more; use longer sequences."
             )
     splits = [splits[0], *(_first_users(split, config.settings.eval_users) for split in splits[1:])]

@@ -50,10 +50,14 @@ def read_interactions(
                     continue
                 if text.count(separator) != width - 1:
                     found = text.count(separator) + 1
-                    raise UserError(f"{path}:{number}: {found} columns, the header has {width}. Mend or remove the row.")
+                    raise UserError(
+                        f"{path}:{number}: {found} columns, the header has {width}. Mend or remove the row."
+                    )
                 lines.append(text)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not {encoding} ({error.reason}). Convert the file to UTF-8 or set 'encoding'.") from None
+        raise UserError(
+            f"{path}: not {encoding} ({error.reason}). Convert the file to UTF-8 or set 'encoding'."
+        ) from None
     if not lines:
         raise UserError(f"{path} has a header and no interactions: add one row for each, user, item and time.")
     cells = zip(types, zip(*(line.split(separator) for line in lines), strict=True), strict=True)
@@ -76,8 +80,8 @@ def _header(path: Path, columns: list[str], required: Mapping[str, str]) -> dict
     for field, kind in required.items():
         if types.get(field) != kind:
             raise UserError(
-                f"{path}:1: the column '{field}:{kind}' is missing; there are {', '.join(columns)}. Write a header such "
-                f"as {_EXAMPLE}, or name your columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
+                f"{path}:1: the column '{field}:{kind}' is missing; there are {', '.join(columns)}. Write a header "
+                f"such as {_EXAMPLE}, or name your columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
             )
     return types
 

@@ -21,22 +21,25 @@ from recbole_ilrec import settings
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.registry import Registry
 
-MODELS: Registry[type] = Registry(
-    "model", {"ILRec": "recbole_ilrec.model:ILRec", "LCRec": "recbole_ilrec.model:LCRec"}
-)
+MODELS: Registry[type] = Registry("model", {"ILRec": "recbole_ilrec.model:ILRec", "LCRec": "recbole_ilrec.model:LCRec"})
 """Language models as recommenders: the rows of Table 1 that this package trains."""
 
-RUN_KEYS = frozenset(
-    "model dataset config_files result_file debug print_config saved resume_from_checkpoint device cache_dir "
-    "num_threads".split()
-)
+# fmt: off
+RUN_KEYS = frozenset((
+    "model", "dataset", "config_files", "result_file", "debug", "print_config", "saved",
+    "resume_from_checkpoint", "device", "cache_dir", "num_threads",
+))
+# fmt: on
 """Settings of a run that neither RecBole nor the typed settings know."""
 
 # Read by RecBole's code and set in none of its YAML files.
-_UNLISTED_KEYS = frozenset(
-    "encoding tail_ratio discretization numerical_features nproc ip port world_size offset group_offset local_rank "
-    "wandb_project enable_amp enable_scaler transform worker shuffle".split()
-)
+# fmt: off
+_UNLISTED_KEYS = frozenset((
+    "encoding", "tail_ratio", "discretization", "numerical_features", "nproc", "ip", "port",
+    "world_size", "offset", "group_offset", "local_rank", "wandb_project", "enable_amp",
+    "enable_scaler", "transform", "worker", "shuffle",
+))
+# fmt: on
 _READ = re.compile(r"""config(?:\.get\(|\[)["'](\w+)["']""")
 _INTERNAL = frozenset(("MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec", "eval_type"))
 

@@ -1,4 +1,4 @@
-"""One run from settings to metrics, as ``recbole.quick_start`` does it (which imports ``ray`` and is never imported)."""
+"""One run from settings to metrics, as ``recbole.quick_start`` does it (never imported: it imports ``ray``)."""
 
 import logging
 import os

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time, init_seed, set_color
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
@@ -25,7 +25,8 @@ from recbole_ilrec.generative_metrics import GenerativeMetrics
 from recbole_ilrec.loop import MicroBatches, StepTrainer, WeightAverage, checkpoints, load_weights, weights
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
-from recbole_ilrec.reward_model import target_rewards
+from recbole_ilrec.reward.table import RewardTable
+from recbole_ilrec.reward_model import load_reward_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class GenerativeTrainer:
         train = self.config.settings.train
         pairs = to_pairs(train_data._dataset.inter_feat, self.model)
         if self.model.objective.needs.rewards:
-            self.model.rewards = target_rewards(self.config, train_data, self.model.catalog, pairs)
+            self.model.rewards = self._rewards(train_data._dataset, pairs, show_progress)
         rows = TrainRows(
             pairs,
             rows=train.rows,
@@ -117,6 +118,17 @@ class GenerativeTrainer:
             self.progress.best_result = dict(self._score(everyone))
             self.progress.best_score = calculate_valid_score(self.progress.best_result, self._valid_metric)
         return self.progress.best_score, self.progress.best_result
+
+    def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:
+        """Eq. 10 for every training target, once: the reward model is frozen."""
+        reward_model = load_reward_model(self.config, dataset)
+        label = set_color("Rewards    ", "pink")
+        return RewardTable(
+            self.model.catalog,
+            pairs.target,
+            lambda numbers: reward_model.probabilities(dataset.inter_feat[numbers]),
+            progress=lambda chunks: tqdm(chunks, desc=label, ncols=100, disable=not show_progress),
+        )
 
     def _train(self, loop: StepTrainer) -> None:
         resume = self._resume_folder()
@@ -289,3 +301,35 @@ class _Epochs(TrainerCallback):
         due = last or (every > 0 and (epoch + 1) % every == 0)
         control.should_evaluate = due and self.trainer.valid_pairs is not None
         control.should_save = self.trainer.saved
+
+
+def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
+    """Build, train and evaluate the language model that ``config`` names.
+
+    Returns:
+        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
+        ``policies``, the test metrics under each collision policy.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    model = config.model_class(config, data.train._dataset).to(config["device"])
+    logger.info("%s: %d", set_color("Trainable parameters", "blue"), sum(p.numel() for p in model.parameters()))
+    trainer = GenerativeTrainer(config, model, run_folder(config))
+    show = config["show_progress"]
+    best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    return {
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_result,
+        "test_result": test_result,
+        "policies": trainer.policies,
+    }
+
+
+def run_folder(config: Any) -> Path:
+    """The folder that is resumed, or a new ``<checkpoint_dir>/<Model>-<dataset>-<time>``."""
+    given = config["resume_from_checkpoint"]
+    if given:
+        folder = Path(given)
+        return folder.parent if (folder / "trainer_state.json").is_file() else folder
+    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{get_local_time()}"

@@ -36,9 +36,13 @@ def negatives(p_hat_logits, y, alpha, *, threshold_on="prob", final=None, allowe
         value, tau = p_hat_logits, alpha * truth_from[y] if alpha < math.inf else math.inf
     chosen = []
     for v in range(len(p_hat_logits)):
-        if v != y and (allowed is None or v in allowed) and float(value[v]) >= float(tau):
+        if (
+            v != y
+            and (allowed is None or v in allowed)
+            and float(value[v].detach()) >= float(torch.as_tensor(tau).detach())
+        ):
             chosen.append(v)
-    chosen.sort(key=lambda v: -float(p_hat_logits[v]))
+    chosen.sort(key=lambda v: -float(p_hat_logits[v].detach()))
     return sorted(chosen[:max_negatives])
 
 
@@ -47,7 +51,7 @@ def weights(p_hat_logits, chosen, weight_from="logit") -> dict[int, Tensor]:
     if weight_from == "uniform":
         return {v: torch.tensor(1.0 / len(chosen), dtype=torch.float64) for v in chosen}
     source = p_hat_logits if weight_from == "logit" else softmax(p_hat_logits)
-    top = max((float(source[v]) for v in chosen), default=0.0)
+    top = max((float(source[v].detach()) for v in chosen), default=0.0)
     total = sum(torch.exp(source[v] - top) for v in chosen)
     return {v: torch.exp(source[v] - top) / total for v in chosen}
 
@@ -65,7 +69,7 @@ def cpo(z, y, w, beta, penalty="multiplicative") -> Tensor:
             terms.append(z[v] + beta * wv)
         else:
             terms.append(z[v] + math.log(1.0) if v not in w else z[v] + torch.log(1 + beta * wv))
-    top = max(float(t) for t in terms)
+    top = max(float(t.detach()) for t in terms)
     return -(z[y] - (top + torch.log(sum(torch.exp(t - top) for t in terms))))
 
 

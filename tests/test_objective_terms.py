@@ -18,6 +18,7 @@ from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.objective.split import split_logits
 from recbole_ilrec.schema import LegalTokens
 from tests import reference
+from tests.objective_cases import random_legal
 
 PENALTIES = ("multiplicative", "sign_safe", "additive", "log1p")
 DIRECTIONS = ("student_teacher", "teacher_student", "js")
@@ -272,25 +273,6 @@ def test_sampled_rows_are_an_unbiased_choice(share):
     close(count, math.ceil(share * 10) / 10, 0.04)
 
 
-def random_legal(rows, vocab, targets, source):
-    """Legal tokens with rewards; about a fifth of the rows are outside the trie. Also as one dict per row."""
-    row, token, reward, table = [], [], [], []
-    for n in range(rows):
-        if torch.rand((), generator=source) < 0.2:
-            table.append({})
-            continue
-        others = torch.randperm(vocab, generator=source)[: vocab // 3].tolist()
-        children = sorted({int(targets[n]), *others})
-        values = torch.rand(len(children), generator=source, dtype=torch.float64) ** 3
-        values = (values / values.sum()).tolist()
-        row += [n] * len(children)
-        token += children
-        reward += values
-        table.append(dict(zip(children, values, strict=True)))
-    legal = LegalTokens(torch.tensor(row).long(), torch.tensor(token).long(), torch.tensor(reward).double())
-    return legal, table
-
-
 @pytest.mark.parametrize("label", ["softmax", "normalised"])
 @pytest.mark.parametrize(("temperature", "floor"), [(1.0, 0.0), (0.2, 0.0), (1.0, 0.5)])
 @pytest.mark.parametrize("shape", [(1, 5), (3, 31), (9, 40)])
@@ -300,7 +282,7 @@ def test_regularisation_equals_the_slow_reference(shape, label, temperature, flo
     z = (torch.randn(shape, generator=source, dtype=torch.float64) * 3).requires_grad_()
     y = torch.randint(vocab, (rows,), generator=source)
     scope = torch.rand(shape, generator=source) < 0.3
-    legal, table = random_legal(rows, vocab, y, source)
+    legal, table = random_legal(y, torch.arange(vocab), source)
     options = {"label": label, "temperature": temperature, "truth_floor": floor}
     got = collaborative_regularisation(z, y, scope, legal, **options)
     wanted = torch.stack(

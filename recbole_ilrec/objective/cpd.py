@@ -23,41 +23,54 @@ def divergence(student: Tensor, teacher: Tensor, direction: str = "student_teach
     teacher_student`` swaps them, ``js`` is the Jensen-Shannon divergence.
 
     Args:
-        student: ``[N, V]`` logits.
+        student: ``[N, V]`` logits, or ``[K, N, V]`` for several students of one teacher.
         teacher: ``[N, V]`` logits; detach it to stop its gradient.
         direction: ``student_teacher``, ``teacher_student`` or ``js``.
 
     Returns:
-        ``[N]``, nats, >= 0.
+        ``[N]`` or ``[K, N]``, nats, >= 0.
     """
-    return _Divergence.apply(student, teacher, direction)
+    values = _Divergence.apply(student if student.dim() == 3 else student[None], teacher, direction)
+    return values if student.dim() == 3 else values[0]
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, direction: str) -> Tensor:
-        log_p = at_least_float32(student).log_softmax(-1)
-        log_q = at_least_float32(teacher).log_softmax(-1)
+    def forward(ctx: Any, students: Tensor, teacher: Tensor, direction: str) -> Tensor:
         wanted = ctx.needs_input_grad
-        if direction == "student_teacher":
-            value, grad_p, grad_q = _kl_with_gradients(log_p, log_q, wanted[0], wanted[1])  # Eq. 8
-        elif direction == "teacher_student":
-            value, grad_q, grad_p = _kl_with_gradients(log_q, log_p, wanted[1], wanted[0])
-        else:
-            log_mean = torch.logaddexp(log_p, log_q).sub_(math.log(2))
-            value_p, grad_p, _ = _kl_with_gradients(log_p, log_mean, wanted[0], False)
-            value_q, grad_q, _ = _kl_with_gradients(log_q, log_mean, wanted[1], False)
-            # The mixture moves with p and q, but its share of the gradient sums to zero.
-            value, grad_p, grad_q = (None if x is None else x / 2 for x in (value_p + value_q, grad_p, grad_q))
-        kept = (None if g is None else g.to(x.dtype) for g, x in ((grad_p, student), (grad_q, teacher)))
-        ctx.save_for_backward(*kept)
-        return value
+        log_q = at_least_float32(teacher).log_softmax(-1)
+        values = log_q.new_empty(students.shape[:2])
+        by_students = torch.empty_like(students) if wanted[0] else None
+        by_teacher = teacher.new_empty(students.shape) if wanted[1] else None
+        for k, student in enumerate(students):
+            log_p = at_least_float32(student).log_softmax(-1)
+            values[k], grad_p, grad_q = _divergence_with_gradients(log_p, log_q, direction, wanted[0], wanted[1])
+            if by_students is not None:
+                by_students[k] = grad_p
+            if by_teacher is not None:
+                by_teacher[k] = grad_q
+        ctx.save_for_backward(by_students, by_teacher)
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept = (None if g is None else g * grad[:, None].to(g.dtype) for g in ctx.saved_tensors)
-        return *kept, None
+        by_students, by_teacher = (None if g is None else g * grad[..., None].to(g.dtype) for g in ctx.saved_tensors)
+        return by_students, None if by_teacher is None else by_teacher.sum(0), None
+
+
+def _divergence_with_gradients(log_p: Tensor, log_q: Tensor, direction: str, want_p: bool, want_q: bool):
+    """Divergence ``[N]`` of one student p and, where wanted, its gradients by the logits of p and of q."""
+    if direction == "student_teacher":
+        return _kl_with_gradients(log_p, log_q, want_p, want_q)  # Eq. 8
+    if direction == "teacher_student":
+        value, grad_q, grad_p = _kl_with_gradients(log_q, log_p, want_q, want_p)
+        return value, grad_p, grad_q
+    log_mean = torch.logaddexp(log_p, log_q).sub_(math.log(2))
+    value_p, grad_p, _ = _kl_with_gradients(log_p, log_mean, want_p, False)
+    value_q, grad_q, _ = _kl_with_gradients(log_q, log_mean, want_q, False)
+    # The mixture moves with p and q, but its share of the gradient sums to zero.
+    return tuple(None if x is None else x / 2 for x in (value_p + value_q, grad_p, grad_q))
 
 
 def _kl_with_gradients(log_p: Tensor, log_q: Tensor, want_p: bool, want_q: bool):
@@ -132,31 +145,38 @@ def layer_distillation(
     Returns:
         ``[N]``.
     """
+    if not candidates:
+        return torch.zeros(len(teacher), device=teacher.device)
     teacher = teacher if token_ids is None else teacher[:, token_ids]
 
-    def term(state: Tensor, teacher: Tensor) -> Tensor:
-        logits = head(state)
+    def term(states: Tensor, teacher: Tensor) -> Tensor:
+        # One product for all layers: with few rows and a large vocabulary the head's gradient is what costs.
+        logits = head(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         if legal is not None:
-            return legal_divergence(logits, teacher, legal, direction)
-        return divergence(logits if token_ids is None else logits[:, token_ids], teacher, direction)
+            terms = torch.stack([legal_divergence(student, teacher, legal, direction) for student in logits])
+        else:
+            terms = divergence(logits if token_ids is None else logits[..., token_ids], teacher, direction)
+        return terms.mean(0) if layer_reduction == "mean" else terms.sum(0)  # Eq. 8
 
-    total = torch.zeros(len(teacher), device=teacher.device, dtype=torch.promote_types(teacher.dtype, torch.float32))
-    for state in candidates:
-        total = total + (_without_head(term, state, teacher) if detach_head else term(state, teacher))
-    return total / len(candidates) if layer_reduction == "mean" and candidates else total  # Eq. 8
+    states = torch.stack(tuple(candidates))
+    return _without_head(term, states, teacher) if detach_head else term(states, teacher)
 
 
-def _without_head(term: Callable[[Tensor, Tensor], Tensor], state: Tensor, teacher: Tensor) -> Tensor:
-    """``term(state, teacher)`` whose gradient reaches its two arguments but nothing else that ``term`` uses."""
-    inputs = [x for x in (state, teacher) if x.requires_grad]
+def _without_head(term: Callable[[Tensor, Tensor], Tensor], states: Tensor, teacher: Tensor) -> Tensor:
+    """``term(states, teacher)`` whose gradient reaches its two arguments but nothing else that ``term`` uses.
+
+    A row of the result depends on the same row of ``states [K, N, H]`` and of ``teacher [N, V]`` only.
+    """
+    inputs = [x for x in (states, teacher) if x.requires_grad]
     if not inputs or not torch.is_grad_enabled():
-        return term(state, teacher).detach()
-    free = [x.detach().requires_grad_(x.requires_grad) for x in (state, teacher)]
+        return term(states, teacher).detach()
+    free = [x.detach().requires_grad_(x.requires_grad) for x in (states, teacher)]
     value = term(*free)
     gradients = torch.autograd.grad(value.sum(), [x for x in free if x.requires_grad])
     result = value.detach()
     for x, gradient in zip(inputs, gradients, strict=True):
-        result = result + ((x - x.detach()) * gradient).sum(-1)  # adds 0 and carries the gradient
+        change = ((x - x.detach()) * gradient).sum(-1)  # adds 0 and carries the gradient
+        result = result + (change.sum(0) if x is states else change)
     return result
 
 

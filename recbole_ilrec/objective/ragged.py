@@ -80,10 +80,13 @@ def rewards_at(legal: LegalTokens, row: Tensor, token: Tensor, vocab_size: int) 
         raise ValueError("Eq. 11 needs rewards; these legal tokens carry none")
     if not len(legal.row):
         return legal.reward.new_zeros(len(row))
-    known, order = (legal.row * vocab_size + legal.token).sort()
+    known, reward = legal.row * vocab_size + legal.token, legal.reward
+    if not (known[1:] > known[:-1]).all():  # a trie hands them out in order
+        known, order = known.sort()
+        reward = reward[order]
     wanted = row * vocab_size + token
     place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
-    return torch.where(known[place] == wanted, legal.reward[order[place]], 0.0)
+    return torch.where(known[place] == wanted, reward[place], 0.0)
 
 
 def select_rows(legal: LegalTokens, chosen: Tensor, rows: int) -> LegalTokens:

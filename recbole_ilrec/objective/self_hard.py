@@ -23,7 +23,8 @@ def ensemble_logits(
 
     Choice: Eq. 3 prints k + 1 terms divided by k; the text calls it the average of the k layers before the last. We
     average the layers handed in (``layer_range`` decides which). ``ensemble: sum`` adds them, ``mean_prob`` and
-    ``mean_logprob`` average probabilities or log-probabilities and return logarithms.
+    ``mean_logprob`` average probabilities or log-probabilities and return logarithms; the last one
+    differs from ``mean`` by a constant per position, which only ``threshold_on: logit`` can see.
 
     Args:
         candidates: K tensors ``[N, H]``, normed states of the candidate layers.

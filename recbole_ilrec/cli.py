@@ -1,0 +1,247 @@
+"""``recbole-ilrec VERB``: the command line, RecBole's way: ``--key=value`` for every setting.
+
+Prints nothing but errors itself; imports torch and RecBole only when a verb runs, so that ``--help`` is quick.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+HELP = """usage: recbole-ilrec VERB [--key=value ...]   (or: python -m recbole_ilrec VERB, python run_recbole_ilrec.py)
+
+verbs
+  run        train a model on a dataset and evaluate it
+  prepare    make a dataset from raw files
+
+recbole-ilrec VERB --help shows the options of a verb.
+"""
+
+RUN_HELP = """usage: recbole-ilrec run --model=MODEL --dataset=DATASET [--key=value ...]
+
+  -m, --model=ILRec          ILRec, LCRec, or a sequential model of RecBole (SASRec, GRU4Rec, BERT4Rec, Caser, ...)
+  -d, --dataset=ml-100k      a folder in --data_path (default: dataset/), or ml-100k, which comes with RecBole
+  --config_files="a.yaml b.yaml"
+                             YAML files of settings, separated by blanks or commas; later ones win
+  --result_file=PATH         write the result as JSON
+  --print_config             show every setting with its origin and stop
+  --resume_from_checkpoint=DIR
+                             go on with an interrupted run
+  --debug                    show the traceback of an error
+
+Any setting of RecBole and of this package is an option, --key=value or --key value, its value read as YAML:
+  --epochs=20 --learning_rate=1e-3 --topk=[5,10] --device=cpu --seed=1
+  --backbone=tiny --k=3 --alpha=0.8 --beta=0.1 --lambda=0.01 --mu=0.005 --num_beams=20 --decode.renormalise=true
+docs/settings.md lists them. Precedence: command line, config files, properties/ of this package, RecBole's defaults.
+
+examples
+  recbole-ilrec run --model=SASRec --dataset=ml-100k --epochs=5
+  recbole-ilrec run --model=ILRec --dataset=ml-100k --result_file=result.json
+"""
+
+PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR] [--out=dataset]
+
+  NAME                       the dataset's name, e.g. Instrument, Art, Game
+  --source=lcrec|amazon18    what the raw files are: LC-Rec's JSON files, or Amazon Reviews 2018
+  --path=DIR                 the folder with the raw files; without it they are downloaded, where that is allowed
+  --out=DIR                  the folder of datasets; the result is DIR/NAME
+"""
+
+# fmt: off
+_AS_TYPED = frozenset((
+    "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
+    "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
+    "out",
+))
+# fmt: on
+_SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
+_SWITCHES = frozenset(("help", "debug", "print_config"))
+
+
+@dataclass
+class Arguments:
+    """A parsed command line: what stands alone, and ``key -> value``."""
+
+    words: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of an option, which is then no longer among :attr:`options`."""
+        return self.options.pop(key, default)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """``--key=value``, ``--key value`` and switches, in any order.
+
+    Raises:
+        UserError: an option without a value, or one given twice with different values.
+    """
+    arguments = Arguments()
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        token = _SHORT.get(token.partition("=")[0], token.partition("=")[0]) + "".join(token.partition("=")[1:])
+        if not token.startswith("--"):
+            arguments.words.append(token)
+            continue
+        key, equals, text = token[2:].partition("=")
+        if not key:
+            raise UserError(f"'{token}' is no option: write --key=value.")
+        if not equals and key not in _SWITCHES:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} has no value: write --{key}=VALUE.")
+            text = rest.pop(0)
+        value = _value(key, text if equals or key not in _SWITCHES else "true")
+        if key in arguments.options and arguments.options[key] != value:
+            raise UserError(f"--{key} is given twice, as {arguments.options[key]!r} and {value!r}: keep one of them.")
+        arguments.options[key] = value
+    return arguments
+
+
+def _value(key: str, text: str) -> Any:
+    from recbole_ilrec.presets import parse_value
+
+    return text if key in _AS_TYPED else parse_value(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit status: 0 done, 2 something to correct, 130 interrupted.
+
+    The last line on stderr is then ``error: what, where, what is allowed, how to fix it``. With ``--debug`` the
+    traceback is shown before it.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    debug = any(token == "--debug" or token.lower() == "--debug=true" for token in argv)
+    try:
+        return _dispatch(list(argv))
+    except UserError as error:
+        return _fail(str(error), debug)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: checkpoints written so far are complete (--resume_from_checkpoint=DIR)\n")
+        return INTERRUPTED
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename and str(error.filename) not in str(error) else ""
+        return _fail(f"the system refused: {error}{place}. Check the path, its permissions and the free space.", debug)
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return USAGE_ERROR
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb in ("-V", "--version"):
+        from recbole_ilrec import __version__
+
+        sys.stdout.write(f"recbole-ilrec {__version__}\n")
+        return 0
+    if verb.startswith("-"):
+        raise UserError(f"The first word must be a verb: recbole-ilrec run {verb} ... Verbs: {', '.join(VERBS)}.")
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    command, text = VERBS[verb]
+    arguments = parse(rest)
+    if arguments.take("help"):
+        sys.stdout.write(text)
+        return 0
+    arguments.take("debug")
+    return command(arguments)
+
+
+def run(arguments: Arguments) -> int:
+    """The verb ``run``."""
+    if arguments.words:
+        raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --model=ILRec.")
+    result_file = arguments.take("result_file")
+    target = _writable(Path(result_file)) if result_file is not None else None
+    show = arguments.take("print_config")
+    files = str(arguments.take("config_files", "")).replace(",", " ").split()
+    from recbole_ilrec.compat import require_recbole
+
+    require_recbole()
+    from recbole_ilrec import quick_start
+    from recbole_ilrec.config import Config
+
+    model, dataset = arguments.take("model"), arguments.take("dataset")
+    config = Config(model, dataset, files, arguments.options)
+    if show:
+        sys.stdout.write(config.describe() + "\n")
+        return 0
+    result = quick_start.run(config)
+    if target is not None and int(os.environ.get("RANK", "0")) == 0:
+        _write_result(target, result)
+    return 0
+
+
+def prepare(arguments: Arguments) -> int:
+    """The verb ``prepare``."""
+    known = ("source", "path", "out")
+    for key in arguments.options:
+        if key not in known:
+            options = ", ".join(f"--{name}" for name in known)
+            raise UserError(f"Unknown option '--{key}' of prepare. {did_you_mean(key, known)}Available: {options}.")
+    if len(arguments.words) != 1:
+        raise UserError("prepare takes one dataset name: recbole-ilrec prepare NAME --source=lcrec --path=DIR.")
+    source = arguments.take("source")
+    if source is None:
+        raise UserError("--source is missing: give --source=lcrec or --source=amazon18.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from recbole_ilrec.preparation.pipeline import prepare as prepare_dataset
+
+    prepared = prepare_dataset(arguments.words[0], source, arguments.take("path"), arguments.take("out", "dataset"))
+    sys.stdout.write(prepared.summary + "\n")
+    return 0
+
+
+VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
+    "run": (run, RUN_HELP),
+    "prepare": (prepare, PREPARE_HELP),
+}
+"""Verb -> what it does, its help."""
+
+
+def _writable(path: Path) -> Path:
+    """``path``, after making its folder and trying to write there: better now than after hours of training."""
+    if path.is_dir():
+        raise UserError(f"result_file={path} is a folder: give the path of a file, e.g. {path / 'result.json'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = _temporary(path)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"result_file={path} cannot be written: {error.strerror}. Choose another path.") from None
+    return path
+
+
+def _write_result(path: Path, result: dict[str, Any]) -> None:
+    temporary = _temporary(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(result, stream, indent=2, default=str)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")

@@ -1,0 +1,167 @@
+"""The frozen collaborative-filtering model behind Eq. 10: trained once, kept by content, asked for scores.
+
+Knows RecBole's models and the cache; never tokens or the trie (see ``recbole_ilrec.reward``).
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import init_seed
+from recbole.utils.argument_list import dataset_arguments
+from torch import Tensor
+
+from recbole_ilrec.checkpoint import STATE, load_state, random_state, set_random_state
+from recbole_ilrec.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
+from recbole_ilrec.config import Config
+from recbole_ilrec.dataset import SequenceDataset, build_data
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.lookup import find_model, keys_read_by
+from recbole_ilrec.presets import preset, read_yaml
+
+logger = logging.getLogger(__name__)
+
+_SELECTING = (*dataset_arguments, "eval_args", "repeatable", "seed", "reproducibility")
+# fmt: off
+_OUTCOME_FREE = frozenset((
+    "data_path", "checkpoint_dir", "cache_dir", "device", "gpu_id", "use_gpu", "local_rank",
+    "show_progress", "state", "num_threads", "worker", "saved", "eval_batch_size", "log_wandb",
+    "wandb_project", "resume_from_checkpoint",
+))
+# fmt: on
+
+
+class RewardModel:
+    """A trained recommender of RecBole that is only asked for scores.
+
+    Args:
+        model: the recommender, already trained.
+        dataset: the dataset whose item ids it knows.
+        temperature: of the softmax over items.
+        mask_history: give items of the user's history no probability.
+    """
+
+    def __init__(
+        self,
+        model: AbstractRecommender,
+        dataset: SequenceDataset,
+        *,
+        temperature: float = 1.0,
+        mask_history: bool = False,
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.dataset = dataset
+        self.temperature = temperature
+        self.mask_history = mask_history
+
+    @torch.no_grad()
+    def scores(self, rows: Interaction) -> Tensor:
+        """Scores of all real items after each row's history, ``[B, I]`` float32 in the order of internal ids 1 .. I."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        return self.model.full_sort_predict(rows.to(device)).view(len(rows), -1)[:, 1:].float().cpu()
+
+    def probabilities(self, rows: Interaction) -> Tensor:
+        """R of Eq. 10, the softmax of the scores over real items: ``[B, I]`` float64, each row sums to 1.
+
+        Args:
+            rows: rows of the dataset's training, validation or test part.
+        """
+        scores = self.scores(rows).double() / self.temperature
+        if self.mask_history:
+            fields = self.dataset.uid_field, self.dataset.time_field
+            row, item = self.dataset.sequences.before(*(rows[field].cpu() for field in fields))
+            scores[row, item - 1] = -torch.inf
+        return torch.softmax(scores, dim=-1)
+
+
+def load_reward_model(config: Config, dataset: SequenceDataset) -> RewardModel:
+    """The reward model that ``reward.*`` asks for: a given checkpoint, the cached one, or one trained now.
+
+    The state of the random generators is the same afterwards, whether a model was trained or read.
+
+    Args:
+        config: the run that needs rewards.
+        dataset: its dataset, built (or one of its parts).
+
+    Raises:
+        UserError: an unknown model, a bad ``reward.config``, or a checkpoint of another model or other items.
+    """
+    reward = config.settings.reward
+    before = random_state()
+    try:
+        model = _given(config, dataset) if reward.checkpoint else _cached(config, dataset)
+    finally:
+        set_random_state(before)
+    return RewardModel(model, dataset, temperature=reward.temperature, mask_history=reward.mask_history)
+
+
+def item_vectors(config: Config, dataset: SequenceDataset) -> Tensor:
+    """The reward model's item embeddings, ``[I, d]`` float32 in the order of internal ids 1 .. I."""
+    model = load_reward_model(config, dataset).model
+    embedding = getattr(model, "item_embedding", None)
+    if not isinstance(embedding, torch.nn.Embedding):
+        raise UserError(f"reward_model={config.settings.reward.model} has no item embeddings: use e.g. SASRec.")
+    return embedding.weight[1 : dataset.item_num].detach().float().cpu().clone()
+
+
+def reward_config(config: Config, settings: dict[str, Any] | None = None) -> Config:
+    """Settings of the reward model: ``properties/reward/<Model>.yaml``, ``settings``, then ``reward.config``.
+
+    What selects and orders the data is the run's own, so that both see the same items under the same ids.
+    """
+    reward = config.settings.reward
+    name, _, is_llm = find_model(reward.model)
+    if is_llm:
+        raise UserError(f"reward_model={name} is a language model: choose a sequential model of RecBole, e.g. SASRec.")
+    shared = {key: config[key] for key in _SELECTING if key in config}
+    if "load_col" not in config.external_config_dict:
+        shared.pop("load_col", None)
+    places = {key: config[key] for key in ("checkpoint_dir", "cache_dir", "show_progress", "state")}
+    places |= {"data_path": str(Path(config["data_path"]).parent), "device": str(config["device"])}
+    path = preset("reward", name)
+    preferred = read_yaml(path) if path.is_file() and settings is None else {}
+    return Config(name, config.dataset, None, {**preferred, **shared, **places, **(settings or {}), **reward.config})
+
+
+def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
+    folder = Path(str(config.settings.reward.checkpoint))
+    folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
+    name, model_class, _ = find_model(config.settings.reward.model)
+    state = load_state(folder, kind=name)
+    if state.get("items") != items_key(dataset):
+        raise UserError(
+            f"reward_checkpoint={folder} knows other items than dataset '{config.dataset}': use one trained on "
+            "this dataset with the same filters, or leave reward_checkpoint out to train one."
+        )
+    stored = {key: state["config"][key] for key in keys_read_by(model_class) if key in state["config"]}
+    own = {key: value for key, value in stored.items() if key not in _SELECTING and key not in _OUTCOME_FREE}
+    model = build_model(reward_config(config, own), dataset)
+    load_weights(model, state["model"], folder)
+    model.load_other_parameter(state["other_parameter"])
+    return model
+
+
+def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
+    own = reward_config(config)
+    outcome = {key: value for key, value in own.as_dict().items() if key not in _OUTCOME_FREE}
+    identity = json.dumps([outcome, dataset.content_key()], sort_keys=True, default=str)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{key}"
+    init_seed(own["seed"], own["reproducibility"])
+    trainer = ClassicalTrainer(own, build_model(own, dataset))
+    trainer.folder, trainer.saved_model_file = folder, str(folder / BEST)
+    trainer.log_folder = folder / "log_tensorboard"
+    if (folder / LAST / STATE).is_file():
+        trainer.resume_checkpoint(folder)
+    if not trainer.finished:
+        logger.info("Training the reward model %s (once; kept in %s)", own.model, folder)
+        data = build_data(own)
+        trainer.fit(data.train, data.valid, saved=True, show_progress=own["show_progress"])
+    trainer.load_best()
+    return trainer.model
