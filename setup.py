@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 README = HERE / "README.md"
 PROPERTIES = HERE / "properties"
 
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML"]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy"]
 QLORA = ["bitsandbytes>=0.43"]
 PAGE = ["matplotlib>=3.8"]
 DOCS = ["mkdocs>=1.6"]

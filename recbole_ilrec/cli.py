@@ -5,6 +5,7 @@ Prints nothing but errors itself; imports torch and RecBole only when a verb run
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -234,13 +235,20 @@ def _write_result(path: Path, result: dict[str, Any]) -> None:
     temporary = _temporary(path)
     try:
         with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=2, default=str)
+            json.dump(_finite(result), stream, indent=2, default=str)
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with ``null`` for what JSON cannot say: infinity and not-a-number."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _temporary(path: Path) -> Path:

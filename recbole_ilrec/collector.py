@@ -60,7 +60,16 @@ class Collector(RecBoleCollector):
             positive_u: ``[P]`` row of each target.
             positive_i: ``[P]`` internal id of each target.
         """
-        best, items = torch.topk(scores_tensor, max(self.topk), dim=-1)
+        if self.register.need("rec.items") or self.register.need("rec.topk"):
+            self._collect_lists(scores_tensor, positive_u, positive_i)
+        full, self.register = self.register, self._other_needs
+        try:
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        finally:
+            self.register = full
+
+    def _collect_lists(self, scores: Tensor, positive_u: Tensor, positive_i: Tensor) -> None:
+        best, items = torch.topk(scores, max(self.topk), dim=-1)
         recommended = best > -torch.inf
         if self.register.need("rec.items"):
             self.data_struct.update_tensor("rec.items", items.masked_fill(~recommended, 0))
@@ -68,11 +77,6 @@ class Collector(RecBoleCollector):
             hits, positives = _hits(items, positive_u.to(items.device), positive_i.to(items.device))
             result = torch.cat([hits * recommended, positives[:, None]], dim=1).int()
             self.data_struct.update_tensor("rec.topk", result)
-        full, self.register = self.register, self._other_needs
-        try:
-            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-        finally:
-            self.register = full
 
     def get_data_struct(self) -> DataStruct:
         """What was collected, on the CPU; forgets what belongs to this evaluation, keeps what came from training."""

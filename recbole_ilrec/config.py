@@ -14,30 +14,19 @@ from typing import Any
 
 import recbole
 from recbole.config import Config as RecBoleConfig
-from recbole.evaluator.register import metrics_dict
 from recbole.utils import InputType
 
 from recbole_ilrec.device import choose_device
-from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.lookup import find_model, keys_read_by, known_keys, refuse_unknown
 from recbole_ilrec.presets import Loader, preset, preset_names, properties_folder, read_yaml
+from recbole_ilrec.recbole_values import check_metrics, check_values
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings
 
 GIVEN = "config_dict or command line"
 DERIVED = "derived from other settings"
+RECBOLE_FILES, OVERALL = "RecBole's ", "properties/overall.yaml"
 RECBOLE = Path(recbole.__file__).parent
-
-_WHOLE_NUMBERS = {
-    "epochs": 0,
-    "train_batch_size": 1,
-    "eval_batch_size": 1,
-    "eval_step": 0,
-    "stopping_step": 0,
-    "MAX_ITEM_LIST_LENGTH": 1,
-    "seed": 0,
-    "worker": 0,
-    "metric_decimal_place": 1,
-}
 
 
 class Config(RecBoleConfig):
@@ -78,7 +67,10 @@ class Config(RecBoleConfig):
         self.final_config_dict = self._merge([*own, *given])
         self.settings: Settings = self._typed([*own, *given])
         self._fill_defaults()
-        self._check_values()
+        check_values(self.final_config_dict, self.model_class)
+        beams = self.settings.decode.num_beams if self.is_llm else None
+        if check_metrics(self.final_config_dict, adapt=self._is_default("valid_metric"), num_beams=beams):
+            self.origin["valid_metric"] = DERIVED
         data_root = Path(str(self.final_config_dict["data_path"]))
         self._derive()
         self._init_device()
@@ -112,7 +104,7 @@ class Config(RecBoleConfig):
     def _update_internal_config_dict(self, file: str) -> dict[str, Any]:
         layer = read_yaml(Path(file))
         self.internal_config_dict.update(layer)
-        self.origin.update(dict.fromkeys(layer, f"RecBole's {Path(file).resolve().relative_to(RECBOLE)}"))
+        self.origin.update(dict.fromkeys(layer, f"{RECBOLE_FILES}{Path(file).resolve().relative_to(RECBOLE)}"))
         return layer
 
     def _own_layers(self) -> list[tuple[str, dict[str, Any]]]:
@@ -173,11 +165,15 @@ class Config(RecBoleConfig):
     def _by_user(self, key: str) -> bool:
         return key in self.external_config_dict
 
+    def _is_default(self, key: str) -> bool:
+        """Whether no preset for a model or dataset and no user has set ``key``."""
+        return self.origin.get(key, RECBOLE_FILES).startswith((RECBOLE_FILES, OVERALL))
+
     def _fill_defaults(self) -> None:
         """Defaults that depend on other settings."""
         final, read = self.final_config_dict, keys_read_by(self.model_class)
         final["eval_args"] = dict(final["eval_args"]) if isinstance(final["eval_args"], dict) else final["eval_args"]
-        if not self._by_user("load_col") and "selected_features" not in read:
+        if self._is_default("load_col") and "selected_features" not in read:
             fields = (final["USER_ID_FIELD"], final["ITEM_ID_FIELD"], final["TIME_FIELD"])
             final["load_col"] = {"inter": list(fields)}
             self.origin["load_col"] = DERIVED
@@ -186,58 +182,11 @@ class Config(RecBoleConfig):
             final.setdefault("loss_type", "CE")
         pairs = input_type == InputType.PAIRWISE or (input_type is None and final["loss_type"] == "BPR")
         labels = input_type == InputType.POINTWISE and "LABEL_FIELD" in read and not self.is_llm
-        if not self._by_user("train_neg_sample_args") and not (pairs or labels):
+        if self._is_default("train_neg_sample_args") and not (pairs or labels):
             final["train_neg_sample_args"] = None
             self.origin["train_neg_sample_args"] = DERIVED
         final["metrics"] = [final["metrics"]] if isinstance(final["metrics"], str) else final["metrics"]
         final["topk"] = [final["topk"]] if isinstance(final["topk"], int) else final["topk"]
-
-    def _check_values(self) -> None:
-        final = self.final_config_dict
-        for key, least in _WHOLE_NUMBERS.items():
-            value = final.get(key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{key}={value!r} is not allowed: give a whole number of at least {least}.")
-        rate = final.get("learning_rate")
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < float("inf"):
-            raise UserError(f"learning_rate={rate!r} is not allowed: give a positive number, e.g. 0.001.")
-        if "loss_type" in final and not hasattr(self.model_class, "input_type") and final["loss_type"] not in _LOSSES:
-            raise UserError(f"loss_type={final['loss_type']!r} is not allowed: choose one of {', '.join(_LOSSES)}.")
-        if isinstance(final["eval_args"], dict) and final["eval_args"].get("order") != "TO":
-            raise UserError("eval_args.order must be TO: sequential models are split in time order.")
-        if isinstance(final.get("nproc"), int) and final["nproc"] > 1:
-            raise UserError(
-                f"nproc={final['nproc']}: start several processes with 'torchrun --nproc_per_node={final['nproc']} "
-                "run_recbole_ilrec.py ...' instead."
-            )
-        self._check_metrics()
-
-    def _check_metrics(self) -> None:
-        final = self.final_config_dict
-        names = {name: metric.__name__ for name, metric in metrics_dict.items()}
-        if not isinstance(final["metrics"], list) or not final["metrics"]:
-            raise UserError(f"metrics={final['metrics']!r} is not allowed: give a list such as [Hit, NDCG].")
-        for metric in final["metrics"]:
-            if str(metric).lower() not in names:
-                raise unknown_name("metric", metric, names.values())
-        topk = final["topk"]
-        if not isinstance(topk, list) or not topk or any(type(k) is not int or k < 1 for k in topk):
-            raise UserError(f"topk={topk!r} is not allowed: give positive whole numbers, e.g. [5, 10].")
-        used = [str(metric).lower() for metric in final["metrics"]]
-        if not self._by_user("valid_metric"):
-            ranked = "ndcg" if "ndcg" in used else used[0]
-            adapted = f"{names[ranked]}@{10 if 10 in topk else max(topk)}"
-            if adapted != final["valid_metric"]:
-                final["valid_metric"], self.origin["valid_metric"] = adapted, DERIVED
-        beams = self.settings.decode.num_beams
-        if self.is_llm and beams < max(topk):
-            raise UserError(f"num_beams={beams} cannot fill topk={topk}: use at least --num_beams={max(topk)}.")
-        metric, at, k = str(final["valid_metric"]).lower().partition("@")
-        if metric not in used or (at and k not in map(str, topk)):
-            raise UserError(
-                f"valid_metric={final['valid_metric']!r} is not computed: choose one of metrics={final['metrics']} at "
-                f"one of topk={topk}."
-            )
 
     def _derive(self) -> None:
         """What RecBole derives from the settings; its own complaints become one line."""
@@ -246,10 +195,12 @@ class Config(RecBoleConfig):
             self._set_train_neg_sample_args()
             self._set_eval_neg_sample_args("valid")
             self._set_eval_neg_sample_args("test")
-        except UserError:
-            raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AttributeError) as error:
             raise UserError(f"These settings do not fit together: {error}") from None
+
+        modes = set(self.final_config_dict["eval_args"]["mode"].values())
+        if self.settings.decode.exclude_history and modes != {"full"}:
+            raise UserError("exclude_history needs eval_args.mode=full: sampled candidates are not filtered.")
 
     def compatibility_settings(self) -> None:
         """Nothing to do: :mod:`recbole_ilrec.compat` has set the names that RecBole needs."""
@@ -294,9 +245,6 @@ class Config(RecBoleConfig):
         """RecBole's settings as plain values that JSON can hold; objects are given as text."""
         plain = (str, int, float, bool, list, dict, type(None))
         return {k: v if isinstance(v, plain) else str(v) for k, v in self.final_config_dict.items()}
-
-
-_LOSSES = ("CE", "BPR")
 
 
 def _flat_sections(layer: Mapping[str, Any]) -> dict[str, Any]:

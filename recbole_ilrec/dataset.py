@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -299,17 +298,14 @@ def _check_topk(config: Config, item_num: int) -> None:
 
 
 def _log_batches(config: RecBoleConfig) -> None:
-    shown: Sequence[tuple[str, str, Any, str, Any]] = (
-        ("Training", "train_batch_size", config["train_batch_size"], "train_neg_sample_args",
-         config["train_neg_sample_args"]),
-        ("Evaluation", "eval_batch_size", config["eval_batch_size"], "eval_args", config["eval_args"]),
-    )  # fmt: skip
-    for phase, size, batch, name, value in shown:
-        logger.info(
-            "%s%s = %s %s: %s",
-            set_color(f"[{phase}]: ", "pink"),
-            set_color(size, "cyan"),
-            set_color(f"[{batch}]", "yellow"),
-            set_color(name, "cyan"),
-            set_color(f"[{value}]", "yellow"),
+    """RecBole's two lines, formatted before they are logged: its file log strips colours from whole messages only."""
+    for phase, size, name in (
+        ("Training", "train_batch_size", "train_neg_sample_args"),
+        ("Evaluation", "eval_batch_size", "eval_args"),
+    ):
+        parts = (
+            set_color(f"[{phase}]: ", "pink") + set_color(size, "cyan"),
+            "= " + set_color(f"[{config[size]}]", "yellow"),
+            set_color(name, "cyan") + ": " + set_color(f"[{config[name]}]", "yellow"),
         )
+        logger.info(" ".join(parts))

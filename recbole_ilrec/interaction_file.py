@@ -39,6 +39,18 @@ def read_interactions(
     Raises:
         UserError: file:line of the first thing wrong, or a file without rows.
     """
+    types, lines = _lines(path, required, separator, encoding)
+    if not lines:
+        raise UserError(f"{path} has a header and no interactions: add one row for each, user, item and time.")
+    cells = zip(types, zip(*(line.split(separator) for line in lines), strict=True), strict=True)
+    columns = {field: column for field, column in cells if field in required or wanted(field)}
+    kept = {field: types[field] for field in columns}
+    frame = pd.DataFrame({f: _column(path, f, c, kept[f], required) for f, c in columns.items()})
+    return frame, kept
+
+
+def _lines(path: Path, required: Mapping[str, str], separator: str, encoding: str) -> tuple[dict[str, str], list[str]]:
+    """Types of the columns, and the rows that are not blank, each with as many columns as the header."""
     try:
         # newline="\n": other characters that Python counts as line ends belong to a field.
         with path.open(encoding=encoding, newline="\n") as stream:
@@ -58,13 +70,7 @@ def read_interactions(
         raise UserError(
             f"{path}: not {encoding} ({error.reason}). Convert the file to UTF-8 or set 'encoding'."
         ) from None
-    if not lines:
-        raise UserError(f"{path} has a header and no interactions: add one row for each, user, item and time.")
-    cells = zip(types, zip(*(line.split(separator) for line in lines), strict=True), strict=True)
-    columns = {field: column for field, column in cells if field in required or wanted(field)}
-    kept = {field: types[field] for field in columns}
-    frame = pd.DataFrame({f: _column(path, f, c, kept[f], required) for f, c in columns.items()})
-    return frame, kept
+    return types, lines
 
 
 def _header(path: Path, columns: list[str], required: Mapping[str, str]) -> dict[str, str]:

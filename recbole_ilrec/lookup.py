@@ -6,7 +6,6 @@ models, found by name without regard to case.
 
 import inspect
 import re
-import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +39,7 @@ _UNLISTED_KEYS = frozenset((
     "enable_scaler", "transform", "worker", "shuffle",
 ))
 # fmt: on
-_READ = re.compile(r"""config(?:\.get\(|\[)["'](\w+)["']""")
+_READ = re.compile(r"""config(?:\.get\(|\[)\s*["'](\w+)["']""")
 _INTERNAL = frozenset(("MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec", "eval_type"))
 
 
@@ -89,13 +88,9 @@ def _refuse_special(name: str) -> None:
 
 
 def keys_read_by(model_class: type) -> set[str]:
-    """Names of the settings that the modules of a model's classes read from the configuration, by their source."""
-    keys: set[str] = set()
-    for parent in model_class.__mro__:
-        module = sys.modules.get(parent.__module__)
-        if module is not None and parent.__module__.startswith("recbole."):
-            keys.update(_READ.findall(inspect.getsource(module)))
-    return keys - _INTERNAL
+    """Names of the settings that a model and its parent classes in RecBole read, by their source."""
+    parents = [parent for parent in model_class.__mro__ if parent.__module__.startswith("recbole.")]
+    return {key for parent in parents for key in _READ.findall(inspect.getsource(parent))} - _INTERNAL
 
 
 def known_keys(model_class: type, from_yaml: Iterable[str]) -> set[str]:

@@ -37,6 +37,9 @@ class MicroBatches(Dataset):
         self.rows = rows
         self.encoder = encoder
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def __getitem__(self, key: StepKey) -> dict[str, Any]:
         """``batch`` and ``tokens``, the supervised tokens of the whole step (all micro-batches and processes)."""
         epoch, own, parts = key

@@ -64,9 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}:1: a settings file holds 'key: value' lines, this one holds a {type(content).__name__}."
-        )
+        raise UserError(f"{path}:1: a settings file holds 'key: value' lines, not a {type(content).__name__}.")
     return {str(key): value for key, value in content.items()}
 
 

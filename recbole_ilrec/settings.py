@@ -115,7 +115,7 @@ class IndexSettings(Section):
     """Codes of a codebook."""
     code_dim: Natural = 32
     """Length of a code."""
-    hidden: tuple[Natural, ...] = (512, 256, 128)
+    hidden: tuple[Natural, ...] = (512,)
     """Widths of the encoder's hidden layers; the decoder mirrors them."""
     dropout: Probability = 0.0
     """Dropout between the layers of encoder and decoder."""
@@ -129,16 +129,16 @@ class IndexSettings(Section):
     """Entropy of the optimal transport at each level (0: nearest code); the last entries belong to the last levels."""
     sinkhorn_iterations: Natural = 50
     """Row and column normalisations of the transport plan."""
-    epochs: Count = 200
+    epochs: Count = 100
     """Passes over the items."""
-    batch_size: Natural = 1024
+    batch_size: Natural = 256
     """Items of a step."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 1e-2
     """AdamW's step size, decayed linearly after a warm-up."""
     weight_decay: NonNegative = 1e-4
     """AdamW's decay."""
-    reassign_rounds: Count = 20
-    """Rounds of moving items of one identifier to free ones by Sinkhorn before an extra token is added."""
+    reassign_rounds: Count = 0
+    """LC-Rec's rounds of moving items that collide by Sinkhorn; 0 moves each to its nearest free code at once."""
 
 
 class PromptSettings(Section):

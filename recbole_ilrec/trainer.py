@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ class GenerativeTrainer:
             loop.train(resume_from_checkpoint=str(resume) if resume else None)
         if loop.average and (self.valid_pairs is None or not self.saved):
             loop.average.swap()
-        if self.valid_pairs is None and self.saved:
+        if not self.saved:
+            with suppress(OSError):
+                self.run_folder.rmdir()  # the library makes it, even if nothing is to be written
+        elif self.valid_pairs is None:
             self._save_best(self.progress.best_score)
 
     @property

@@ -1,11 +1,14 @@
 """Laws of the ILRec loss: what it reduces to, where its gradients go, and that a step may be cut anywhere."""
 
 import math
+import weakref
 
 import pytest
 import torch
 
+from recbole_ilrec.objective import build_objective
 from recbole_ilrec.schema import LayerStates
+from recbole_ilrec.settings import ILRecSettings
 from tests.objective_cases import EOS, random_step
 
 STRONG = {"alpha": 0.4, "beta": 0.5, "lambda_": 0.3, "mu": 0.4}
@@ -77,8 +80,7 @@ def test_one_candidate_layer_equal_to_the_last_is_the_final_switch():
 def test_monitors_count_what_they_say():
     step = random_step(15, 13)
     terms = step.run(**STRONG)
-    assert_same_value = torch.testing.assert_close
-    assert_same_value(terms.monitors["ce"], step.run("sft").parts["ce"].detach())
+    torch.testing.assert_close(terms.monitors["ce"], step.run("sft").parts["ce"].detach())
     assert terms.monitors["outside_trie"] == sum(not row for row in step.table) > 0
     assert 0 < terms.monitors["penalised"] <= 15
     assert terms.monitors["negatives"] > terms.monitors["penalised"]
@@ -204,12 +206,47 @@ def test_mean_ensemble_takes_one_head_product_without_gradient():
         calls.append(torch.is_grad_enabled())
         return x @ step.head.T
 
-    from recbole_ilrec.objective import build_objective
-    from recbole_ilrec.settings import ILRecSettings
-
     objective = build_objective("ilrec", ILRecSettings(lambda_=0))
     objective(LayerStates(step.final, tuple(step.candidates), head), step.batch(), step.legal)
     assert calls == [True, False]
+
+
+class Kept:
+    """A tensor that lives as long as autograd keeps it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def tables_kept_for_backward(step, *arguments, **settings):
+    """Full ``[., V]`` tables of numbers that autograd keeps after the loss, counted in tables of N rows."""
+    alive = weakref.WeakSet()
+
+    def pack(x):
+        kept = Kept(x)
+        alive.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        loss = step.run(*arguments, **settings).total
+    assert loss.requires_grad
+    head = step.head.untyped_storage().data_ptr()
+    size = {}
+    for x in (kept.tensor for kept in alive):
+        if x.dim() > 1 and x.shape[-1] == len(step.head) and x.is_floating_point():
+            size[x.untyped_storage().data_ptr()] = x.numel() / (len(step.targets) * len(step.head))
+    size.pop(head, None)
+    return sum(size.values())
+
+
+def test_memory_kept_for_the_backward_pass():
+    """As much as cross-entropy for penalty and rewards; one table more for each distilled layer, by its share."""
+    step = random_step(8, 401, dtype=torch.float32)
+    assert tables_kept_for_backward(step, "sft") == 1
+    assert tables_kept_for_backward(step, lambda_=0) == 1
+    assert tables_kept_for_backward(step) == 1 + 3
+    assert tables_kept_for_backward(step, cpd_share=0.25) == 1 + 3 * 0.25
+    assert tables_kept_for_backward(step, cpd_detach_head=True) == 1
 
 
 def test_nothing_supervised_is_no_special_case():

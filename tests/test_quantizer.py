@@ -16,8 +16,8 @@ from recbole_ilrec.identifiers.quantizer import (
     learn_codes,
     level_epsilons,
     squared_distances,
-    transport_plan,
 )
+from recbole_ilrec.identifiers.sinkhorn import transport_plan
 from recbole_ilrec.settings import IndexSettings
 
 SMALL = IndexSettings(
@@ -169,6 +169,11 @@ def test_capped_codebook_is_logged(caplog):
 def test_unusable_vectors_are_refused(vectors):
     with pytest.raises(UserError):
         learn_codes(vectors, SMALL, seed=0)
+
+
+def test_diverged_training_is_reported():
+    with pytest.raises(UserError, match="diverged. Lower index.learning_rate"):
+        learn_codes(random(50, 6), SMALL.model_copy(update={"learning_rate": 1e30}), seed=0)
 
 
 # --- Sinkhorn

@@ -223,7 +223,7 @@ def test_learned_identifiers_are_unique_even_when_all_vectors_are_equal(items, t
     with caplog.at_level(logging.INFO):
         identifiers = learn_identifiers(torch.ones(items, 5), small, seed=0)
     assert_unique_and_prefix_free(identifiers)
-    assert f"{items} items, {items} distinct" in caplog.text
+    assert f"Telling {items} items apart" in caplog.text
     names = [f"i{item}" for item in range(items)]
     write_index(tmp_path / "x.index.json", names, identifiers)
     assert read_index(tmp_path / "x.index.json", names) == identifiers, "our own depths must be readable"

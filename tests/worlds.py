@@ -1,6 +1,8 @@
 """Small worlds with a known answer, shared by tests."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -59,3 +61,42 @@ def pairs_of(sequences: Sequence[Sequence[int]], window: int) -> Pairs:
         length=np.array([len(row[1]) for row in rows]),
         target=np.array([row[2] for row in rows]),
     )
+
+
+def write_dataset(root: Path, name: str, sequences: Sequence[Sequence[int]], identifiers: Sequence[Sequence[int]]) -> Path:
+    """A prepared data set in ``root/name``: interactions and an item index; items are numbered from 1."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    lines += [f"u{u}\ti{item}\t{at}" for u, sequence in enumerate(sequences) for at, item in enumerate(sequence)]
+    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    index = {f"i{n}": [f"<{'abcdef'[at]}_{t}>" for at, t in enumerate(i)] for n, i in enumerate(identifiers, start=1)}
+    (folder / f"{name}.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def ring_world(users: int = 60, items: int = 24, length: int = 9) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """A world with a known answer: the next item is a function of the last one, i -> 7 i + 5 mod ``items``."""
+    step = [(7 * item + 5) % items for item in range(items)]
+    sequences = []
+    for user in range(users):
+        item, sequence = user % items, []
+        for _ in range(length + user % 3):
+            sequence.append(item + 1)
+            item = step[item]
+        sequences.append(sequence)
+    return sequences, [(item // 5, item % 5) for item in range(items)]
+
+
+QUICK = {
+    "backbone.hidden_size": 32,
+    "backbone.intermediate_size": 64,
+    "backbone.layers": 4,
+    "backbone.heads": 2,
+    "backbone.dropout": 0.1,
+    "show_progress": False,
+    "state": "WARNING",
+    "device": "cpu",
+    "reward.config": {"hidden_size": 16, "inner_size": 32, "epochs": 2},
+}
+"""Settings of a run that takes a second or two."""

@@ -22,6 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.sinkhorn import transport_plan
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
@@ -55,42 +56,6 @@ def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Squared L2 distance of each vector ``[n, d]`` to each code ``[C, d]``: ``[n, C]``, never negative."""
     norms = vectors.square().sum(1, keepdim=True) + codebook.square().sum(1)
     return torch.addmm(norms, vectors, codebook.T, alpha=-2).clamp_min_(0)
-
-
-def transport_plan(distances: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Entropic optimal transport of ``n`` vectors to ``C`` codes with uniform marginals (Cuturi, NeurIPS 2013).
-
-    The distances are centred and scaled to [-1, 1] first, so ``epsilon`` does not depend on their unit. The kernel
-    stays in log space; runs of multiplicative updates, which are much cheaper, stand between exact log-space ones and
-    are kept so short that their scaling factors cannot overflow (one update changes a factor by at most ``n * C * C``).
-
-    Args:
-        distances: ``[n, C]``.
-        epsilon: strength of the entropy, > 0.
-        iterations: row and column normalisations.
-
-    Returns:
-        ``[n, C]`` float64; columns sum to 1/C, rows to 1/n as far as the iterations have converged.
-    """
-    n, codes = distances.shape
-    distances = distances.double()
-    low, high = distances.aminmax()
-    half_range = ((high - low) / 2).clamp_min(torch.finfo(torch.float64).tiny)
-    log_plan = ((low + high) / 2 - distances) / (half_range * epsilon)
-    run = max(1, int(280 / math.log10(n * codes * codes + 1)))
-    done = 0
-    while done < iterations:
-        log_plan = log_plan - log_plan.logsumexp(1, keepdim=True) - math.log(n)
-        log_plan = log_plan - log_plan.logsumexp(0) - math.log(codes)
-        kernel = log_plan.exp()
-        row_factor, column_factor = kernel.new_ones(n), kernel.new_ones(codes)
-        cheap = min(run, iterations - done - 1)
-        for _ in range(cheap):
-            row_factor = 1 / (n * (kernel @ column_factor))
-            column_factor = 1 / (codes * (row_factor @ kernel))
-        log_plan = log_plan + row_factor.log()[:, None] + column_factor.log()
-        done += 1 + cheap
-    return log_plan.exp()
 
 
 def level_epsilons(settings: IndexSettings) -> tuple[float, ...]:
@@ -326,6 +291,7 @@ def _train(model: ResidualQuantizer, vectors: Tensor, generator: torch.Generator
             optimizer.step()
             schedule.step()
             total += float(loss.detach()) * len(rows)
+        _check_loss(total, epoch, settings)
         if epoch in looks:
             score = (len(vectors) - len(model.encode(vectors).unique(dim=0)), total / len(vectors))
             if score < best:
@@ -334,6 +300,14 @@ def _train(model: ResidualQuantizer, vectors: Tensor, generator: torch.Generator
         model.load_state_dict(best_state)
         logger.info(
             "RQ-VAE: loss %.4f, %d of %d items collide before they are told apart", best[1], best[0], len(vectors)
+        )
+
+
+def _check_loss(total: float, epoch: int, settings: IndexSettings) -> None:
+    if not math.isfinite(total):
+        raise UserError(
+            f"The RQ-VAE's loss is {total} in epoch {epoch}: training diverged. Lower index.learning_rate"
+            f" (now {settings.learning_rate})."
         )
 
 

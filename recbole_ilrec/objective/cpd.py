@@ -12,6 +12,9 @@ from recbole_ilrec.objective.ragged import row_softmax, row_sum
 from recbole_ilrec.objective.sft import at_least_float32
 from recbole_ilrec.schema import LegalTokens
 
+BLOCK = 2**21
+"""Numbers of a table that a divergence works on at a time: small beside the logits, large beside a kernel launch."""
+
 
 def divergence(student: Tensor, teacher: Tensor, direction: str = "student_teacher") -> Tensor:
     """Divergence between softmax(student) and softmax(teacher) of each row: one term of Eq. 8.
@@ -38,17 +41,22 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, students: Tensor, teacher: Tensor, direction: str) -> Tensor:
         wanted = ctx.needs_input_grad
-        log_q = at_least_float32(teacher).log_softmax(-1)
-        values = log_q.new_empty(students.shape[:2])
+        layers, rows, vocab = students.shape
+        values = students.new_empty((layers, rows), dtype=torch.promote_types(students.dtype, torch.float32))
         by_students = torch.empty_like(students) if wanted[0] else None
         by_teacher = teacher.new_empty(students.shape) if wanted[1] else None
-        for k, student in enumerate(students):
-            log_p = at_least_float32(student).log_softmax(-1)
-            values[k], grad_p, grad_q = _divergence_with_gradients(log_p, log_q, direction, wanted[0], wanted[1])
-            if by_students is not None:
-                by_students[k] = grad_p
-            if by_teacher is not None:
-                by_teacher[k] = grad_q
+        step = max(1, BLOCK // max(1, vocab))
+        for low in range(0, rows, step):
+            part = slice(low, low + step)
+            log_q = at_least_float32(teacher[part]).log_softmax(-1)
+            for k in range(layers):
+                log_p = at_least_float32(students[k, part]).log_softmax(-1)
+                value, grad_p, grad_q = _divergence_with_gradients(log_p, log_q, direction, wanted[0], wanted[1])
+                values[k, part] = value
+                if by_students is not None:
+                    by_students[k, part] = grad_p
+                if by_teacher is not None:
+                    by_teacher[k, part] = grad_q
         ctx.save_for_backward(by_students, by_teacher)
         return values
 
@@ -123,6 +131,7 @@ def layer_distillation(
     legal: LegalTokens | None = None,
     layer_reduction: str = "sum",
     detach_head: bool = False,
+    max_rows: int | None = None,
 ) -> Tensor:
     """Eq. 8 of each row: how far the candidate layers are from the last one.
 
@@ -141,25 +150,30 @@ def layer_distillation(
         legal: legal tokens of the N rows, or ``None``.
         layer_reduction: ``sum`` or ``mean`` over the layers.
         detach_head: keep the gradient from the head.
+        max_rows: several layers share a head product as long as it has no more rows than that (``None``: no more
+            than N, so each has its own). One product costs one gradient of the head, which is what counts when rows
+            are few and the vocabulary is large; more rows cost memory.
 
     Returns:
         ``[N]``.
     """
-    if not candidates:
-        return torch.zeros(len(teacher), device=teacher.device)
     teacher = teacher if token_ids is None else teacher[:, token_ids]
 
     def term(states: Tensor, teacher: Tensor) -> Tensor:
-        # One product for all layers: with few rows and a large vocabulary the head's gradient is what costs.
         logits = head(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         if legal is not None:
             terms = torch.stack([legal_divergence(student, teacher, legal, direction) for student in logits])
         else:
             terms = divergence(logits if token_ids is None else logits[..., token_ids], teacher, direction)
-        return terms.mean(0) if layer_reduction == "mean" else terms.sum(0)  # Eq. 8
+        return terms.sum(0)
 
-    states = torch.stack(tuple(candidates))
-    return _without_head(term, states, teacher) if detach_head else term(states, teacher)
+    group = max(1, (max_rows or 1) // max(1, len(teacher)))
+    total = torch.zeros((), device=teacher.device)
+    for first in range(0, len(candidates), group):
+        states = torch.stack(tuple(candidates[first : first + group]))
+        total = total + (_without_head(term, states, teacher) if detach_head else term(states, teacher))
+    total = total.expand(len(teacher))
+    return total / len(candidates) if layer_reduction == "mean" and candidates else total  # Eq. 8
 
 
 def _without_head(term: Callable[[Tensor, Tensor], Tensor], states: Tensor, teacher: Tensor) -> Tensor:

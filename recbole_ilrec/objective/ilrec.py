@@ -140,12 +140,12 @@ class ILRec:
         logits = states.head(states.final)
         zero = torch.zeros((), device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
         sums = dict.fromkeys(PARTS + MONITORS, zero)
+        if self.cpd_weight:  # first: the table that the other terms keep does not exist yet
+            sums["cpd"] = self._distillation(states, logits, legal, generator)
         if self._uses_negatives or self.crr_weight:
             sums.update(self._preference(states, logits, targets, legal))
         else:
             sums["cpo"] = sums["ce"] = cross_entropy(logits, targets).sum()
-        if self.cpd_weight:
-            sums["cpd"] = self._distillation(states, logits, legal, generator)
         return sums
 
     def _preference(
@@ -267,6 +267,7 @@ class ILRec:
             legal=legal,
             layer_reduction=settings.cpd_layer_reduction,
             detach_head=settings.cpd_detach_head,
+            max_rows=rows,
         )
         return terms.sum() * (rows / len(terms) if len(terms) else 1.0)
 

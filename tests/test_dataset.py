@@ -1,0 +1,194 @@
+"""The rows that every model is trained and evaluated on."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("recbole")
+
+from recbole.data.dataset import SequentialDataset
+
+from recbole_ilrec.config import Config
+from recbole_ilrec.dataset import SequenceDataset, build_data
+from recbole_ilrec.errors import UserError
+from tests.toy import tiny, write_toy
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_toy(tmp_path)
+
+
+def config_for(root, **changes):
+    return Config("SASRec", "toy", config_dict=tiny(root, **changes))
+
+
+def write_rows(root, rows, header="user_id:token\titem_id:token\ttimestamp:float"):
+    folder = root / "toy"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "toy.inter").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return root
+
+
+def columns(dataset):
+    return {field: dataset.inter_feat[field] for field in dataset.inter_feat}
+
+
+@pytest.mark.parametrize("length", [1, 3, 50])
+def test_augmentation_equals_recboles_loops(root, length):
+    """Times of the toy are positions, so float32 keeps them and both must give the same rows in the same order."""
+    config = config_for(root, MAX_ITEM_LIST_LENGTH=length)
+    for stock, ours in zip(SequentialDataset(config).build(), SequenceDataset(config).build(), strict=True):
+        stock, ours = columns(stock), columns(ours)
+        assert list(stock) == list(ours)
+        for field in set(stock) - {"timestamp", "timestamp_list"}:
+            assert stock[field].dtype == ours[field].dtype and torch.equal(stock[field], ours[field])
+
+
+def test_augmentation_equals_recboles_loops_on_ml_100k():
+    """The first 20,000 rows in exact time order; both read the same table of ranks, so every column must agree."""
+    changes = {"val_interval": {"user_id": [str(user) for user in range(200)]}}
+    config = Config("SASRec", "ml-100k", config_dict={"device": "cpu", **changes})
+    ours = SequenceDataset(config)
+    stock = SequenceDataset(config)
+    stock.data_augmentation = lambda: SequentialDataset.data_augmentation(stock)
+    for one, other in zip(stock.build(), ours.build(), strict=True):
+        one, other = columns(one), columns(other)
+        assert all(torch.equal(one[field], other[field]) for field in one) and set(one) == set(other)
+
+
+def test_seconds_that_float32_cannot_tell_apart_keep_their_order(tmp_path):
+    start = 1_600_000_000
+    rows = [f"u\ti{n}\t{start + (n * 37) % 101}" for n in range(101)]
+    data = build_data(config_for(write_rows(tmp_path, rows), MAX_ITEM_LIST_LENGTH=100))
+    order = sorted(range(101), key=lambda n: (n * 37) % 101)
+    tokens = data.dataset.field2id_token["item_id"]
+    assert [tokens[i] for i in data.dataset.sequences.items.tolist()] == [f"i{n}" for n in order]
+    assert tokens[data.test._dataset.inter_feat["item_id"][0]] == f"i{order[-1]}"
+
+
+def test_equal_times_keep_the_order_of_the_file(tmp_path):
+    rows = [f"u{n % 3}\ti{n}\t5" for n in range(30)]
+    data = build_data(config_for(write_rows(tmp_path, rows)))
+    tokens = data.dataset.field2id_token["item_id"]
+    start, items = data.dataset.sequences.start, data.dataset.sequences.items
+    for user in range(3):
+        found = [tokens[i] for i in items[start[user + 1] : start[user + 2]].tolist()]
+        assert found == [f"i{n}" for n in range(user, 30, 3)]
+
+
+def test_removing_duplicates_keeps_the_first_in_exact_order(tmp_path):
+    rows = [f"u\ti{n % 12}\t{1_600_000_000 + n}" for n in range(20)]
+    data = build_data(config_for(write_rows(tmp_path, rows), rm_dup_inter="first"))
+    tokens = data.dataset.field2id_token["item_id"]
+    assert [tokens[i] for i in data.dataset.sequences.items.tolist()] == [f"i{n}" for n in range(12)]
+
+
+def test_the_last_item_is_test_and_the_one_before_is_validation(root):
+    data = build_data(config_for(root))
+    sequences = data.dataset.sequences
+    ends = sequences.start[2:] - 1
+    assert torch.equal(data.test._dataset.inter_feat["item_id"].sort()[0], sequences.items[ends].sort()[0])
+    for loader, back in ((data.test, 0), (data.valid, 1)):
+        rows = loader._dataset.inter_feat
+        assert torch.equal(rows["item_id"], sequences.items[sequences.start[rows["user_id"] + 1] - 1 - back])
+
+
+def test_history_is_everything_before_the_target(root):
+    data = build_data(config_for(root, MAX_ITEM_LIST_LENGTH=2))
+    rows, sequences = data.valid._dataset.inter_feat, data.dataset.sequences
+    row, item = sequences.before(rows["user_id"], rows["timestamp"])
+    for number, user in enumerate(rows["user_id"].tolist()):
+        assert (
+            item[row == number].tolist()
+            == sequences.items[sequences.start[user] : sequences.start[user + 1] - 2].tolist()
+        )
+
+
+def test_item_texts_are_read_as_they_stand(root):
+    dataset = SequenceDataset(config_for(root))
+    assert dataset.item_texts[0] == {} and len(dataset.item_texts) == dataset.item_num
+    for token, text in zip(dataset.field2id_token["item_id"][1:], dataset.item_texts[1:], strict=True):
+        assert text == {"title": f'"No. {token[1:]} NA'}
+
+
+def test_counts_include_the_padding_as_in_table_3(root):
+    dataset = SequenceDataset(config_for(root))
+    assert dataset.user_num == 41 and "41 users" in dataset.statistics()
+
+
+def test_tokens_that_read_as_missing_values_stay_tokens(tmp_path):
+    rows = [f"u\t{item}\t{n}" for n, item in enumerate(["NA", "null", '"q', "None", "a b"])]
+    dataset = SequenceDataset(config_for(write_rows(tmp_path, rows), topk=[1]))
+    assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "NA", "null", '"q', "None", "a b"]
+
+
+def test_the_first_users_are_evaluated(root):
+    data = build_data(config_for(root, eval_users=5))
+    assert len(data.valid._dataset) == len(data.test._dataset) == 5 and len(data.train._dataset) > 50
+
+
+def test_content_key_follows_the_data_and_the_filters(root):
+    key = SequenceDataset(config_for(root)).content_key()
+    assert SequenceDataset(config_for(root, epochs=9, learning_rate=0.5)).content_key() == key
+    assert SequenceDataset(config_for(root, user_inter_num_interval="[6,inf)")).content_key() != key
+    (root / "toy/toy.item").write_text("item_id:token\n")
+    assert SequenceDataset(config_for(root)).content_key() != key
+
+
+GOOD = [f"u\ti{n}\t{n}" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([*GOOD, "u\ti9"], None, "toy.inter:8: 2 columns, the header has 3"),
+        ([*GOOD, "u\ti9\t1\t1"], None, "toy.inter:8: 4 columns"),
+        ([*GOOD, "", "u\ti9\tsoon"], None, "toy.inter:9: timestamp='soon' is not a number"),
+        ([*GOOD, "u\ti9\t"], None, "toy.inter:8: timestamp=''"),
+        ([*GOOD, "u\ti9\tinf"], None, "toy.inter:8: timestamp='inf'"),
+        ([*GOOD, "\ti9\t1"], None, "toy.inter:8: the user_id is empty"),
+        (GOOD, "user_id\titem_id\ttimestamp", "toy.inter:1: column 'user_id' is not"),
+        (GOOD, "user_id:token\titem_id:token\ttime:float", "toy.inter:1: the column 'timestamp:float' is missing"),
+        (GOOD, "user_id:token\titem_id:float\ttimestamp:float", "the column 'item_id:token' is missing"),
+        ([], None, "no interactions"),
+        (["a\ti\t1", "a\tj\t2", "b\tk\t1"], None, "no user has 3 interactions"),
+        (["a\ti\t1", "a\tj\t2", "a\tk\t1"], None, "the validation part is empty"),
+    ],
+)
+def test_malformed_data_is_one_line_with_its_place(tmp_path, rows, header, message):
+    root = write_rows(tmp_path, rows, *([header] if header else []))
+    with pytest.raises(UserError) as error:
+        build_data(config_for(root, topk=[1]))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_interactions_is_one_line(tmp_path):
+    (tmp_path / "toy").mkdir()
+    with pytest.raises(UserError, match="toy.inter does not exist"):
+        build_data(config_for(tmp_path))
+
+
+def test_nothing_left_after_filtering_is_one_line(root):
+    with pytest.raises(UserError, match="no interaction is left"):
+        build_data(config_for(root, user_inter_num_interval="[100,inf)"))
+
+
+def test_more_recommendations_than_items_are_refused(root):
+    with pytest.raises(UserError, match="smaller --topk"):
+        build_data(config_for(root, topk=[100]))
+
+
+def test_ranks_of_very_many_interactions_stay_exact_in_float32(root, monkeypatch):
+    monkeypatch.setattr("recbole_ilrec.dataset._EXACT_IN_FLOAT32", 10)
+    config = config_for(root)
+    stock, ours = SequentialDataset(config).build(), SequenceDataset(config).build()
+    for one, other in zip(stock, ours, strict=True):
+        one, other = (np.lexsort((d.inter_feat["item_length"], d.inter_feat["user_id"])) for d in (one, other))
+        assert len(one) == len(other)
+    assert torch.equal(stock[2].inter_feat["item_id"].sort()[0], ours[2].inter_feat["item_id"].sort()[0])

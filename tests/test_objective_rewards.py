@@ -1,0 +1,76 @@
+"""Eq. 11 and the lists of (row, token) pairs under it."""
+
+import math
+
+import pytest
+import torch
+
+from recbole_ilrec.objective.crr import collaborative_regularisation
+from recbole_ilrec.objective.ragged import pair_list, rewards_at, row_logsumexp, row_softmax, select_rows
+from recbole_ilrec.objective.sft import cross_entropy
+from recbole_ilrec.schema import LegalTokens
+from tests import reference
+from tests.objective_cases import random_legal
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, torch.as_tensor(expected).expand_as(actual), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("label", ["softmax", "normalised"])
+@pytest.mark.parametrize(("temperature", "floor"), [(1.0, 0.0), (0.2, 0.0), (1.0, 0.5)])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 31), (9, 40)])
+def test_regularisation_equals_the_slow_reference(shape, label, temperature, floor):
+    rows, vocab = shape
+    source = torch.Generator().manual_seed(vocab + rows)
+    z = (torch.randn(shape, generator=source, dtype=torch.float64) * 3).requires_grad_()
+    y = torch.randint(vocab, (rows,), generator=source)
+    scope = torch.rand(shape, generator=source) < 0.3
+    legal, table = random_legal(y, torch.arange(vocab), source)
+    options = {"label": label, "temperature": temperature, "truth_floor": floor}
+    got = collaborative_regularisation(z, y, scope, legal, **options)
+    wanted = torch.stack(
+        [
+            reference.crr(z[n], int(y[n]), scope[n].nonzero().squeeze(1).tolist(), table[n], **options)
+            for n in range(rows)
+        ]
+    )
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), z)[0] for x in (got, wanted)))
+
+
+def test_label_falls_on_the_truth_when_no_reward_lies_in_scope():
+    z, y = torch.randn(1, 5), torch.tensor([2])
+    legal = LegalTokens(torch.tensor([0]), torch.tensor([4]), torch.tensor([1.0]))
+    scope = torch.tensor([[True, False, False, False, False]])
+    got = collaborative_regularisation(z, y, scope, legal, label="normalised")
+    torch.testing.assert_close(got, cross_entropy(z, y))
+
+
+def test_illegal_negatives_get_reward_zero_but_some_label():
+    """exp(0) = 1 and exp(1) = e, so the illegal token has 1 / (1 + e) of the label (Eq. 11 as printed)."""
+    z, y = torch.zeros(1, 4), torch.tensor([2])
+    z[0, 0] = math.log(3)
+    legal = LegalTokens(torch.tensor([0]), torch.tensor([2]), torch.tensor([1.0]))
+    scope = torch.tensor([[True, False, False, False]])
+    q = 1 / (1 + math.e)
+    close(collaborative_regularisation(z, y, scope, legal), q * math.log(2) + (1 - q) * math.log(6))
+
+
+def test_rewards_are_looked_up_by_row_and_token_in_any_order():
+    legal = LegalTokens(torch.tensor([0, 0, 2]), torch.tensor([3, 1, 3]), torch.tensor([0.3, 0.7, 1.0]))
+    row, token = torch.tensor([2, 0, 1, 0, 2]), torch.tensor([3, 1, 3, 2, 1])
+    close(rewards_at(legal, row, token, 5), torch.tensor([1.0, 0.7, 0.0, 0.0, 0.0]))
+    chosen = select_rows(legal, torch.tensor([1, 2]), 3)
+    assert (chosen.row.tolist(), chosen.token.tolist(), chosen.reward.tolist()) == ([1], [3], [1.0])
+
+
+def test_ragged_softmax_and_logsumexp_equal_dense_ones():
+    z = torch.randn(4, 6, dtype=torch.float64) * 50
+    mask = torch.rand(4, 6) > 0.5
+    row, token = pair_list(mask)
+    own = torch.randn(4, dtype=torch.float64) * 50
+    dense = torch.cat([own[:, None], z.masked_fill(~mask, -torch.inf)], 1)
+    torch.testing.assert_close(row_logsumexp(own, z[row, token], row), dense.logsumexp(1))
+    wanted = z.masked_fill(~mask, -torch.inf).softmax(1)[row, token]
+    torch.testing.assert_close(row_softmax(z[row, token], row, 4), wanted)
