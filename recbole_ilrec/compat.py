@@ -1,4 +1,4 @@
-"""RecBole 1.2.1 beside today's libraries: the NumPy names it still uses.
+"""RecBole 1.2.1 beside today's libraries: the NumPy names it still uses, and the switches it leaves on.
 
 RecBole sets these names when a ``Config`` is built, and does so with names that NumPy 2 removed. Its metrics,
 interactions and datasets read them later, at run time. They are therefore set when this package is imported; a name
@@ -28,6 +28,17 @@ def set_numpy_names() -> None:
     for name, scalar in NUMPY_NAMES.items():
         if name not in vars(np):  # not hasattr: that warns for names NumPy plans to use again
             setattr(np, name, scalar)
+
+
+def switch_off_anomaly_detection() -> None:
+    """Undo what importing any sequential model of RecBole does to the whole process.
+
+    Its ``sine`` module calls ``torch.autograd.set_detect_anomaly(True)`` when it is imported, and the package imports
+    it with all others: every gradient of every model is then searched for NaN, about a quarter of a training step.
+    """
+    import torch
+
+    torch.autograd.set_detect_anomaly(False)
 
 
 def require_recbole() -> None:

@@ -17,8 +17,11 @@ from recbole.utils import general_arguments, training_arguments
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_ilrec import settings
+from recbole_ilrec.compat import switch_off_anomaly_detection
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.registry import Registry
+
+switch_off_anomaly_detection()
 
 MODELS: Registry[type] = Registry("model", {"ILRec": "recbole_ilrec.model:ILRec", "LCRec": "recbole_ilrec.model:LCRec"})
 """Language models as recommenders: the rows of Table 1 that this package trains."""

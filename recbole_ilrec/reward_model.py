@@ -110,8 +110,8 @@ def item_vectors(config: Config, dataset: SequenceDataset) -> Tensor:
     return embedding.weight[1 : dataset.item_num].detach().float().cpu().clone()
 
 
-def reward_config(config: Config, settings: dict[str, Any] | None = None) -> Config:
-    """Settings of the reward model: ``properties/reward/<Model>.yaml``, ``settings``, then ``reward.config``.
+def reward_config(config: Config, settings: dict[str, Any]) -> Config:
+    """Settings of the reward model: ``settings``, then ``reward.config``.
 
     What selects and orders the data is the run's own, so that both see the same items under the same ids.
     """
@@ -124,9 +124,13 @@ def reward_config(config: Config, settings: dict[str, Any] | None = None) -> Con
         shared.pop("load_col", None)
     places = {key: config[key] for key in ("checkpoint_dir", "cache_dir", "show_progress", "state")}
     places |= {"data_path": str(Path(config["data_path"]).parent), "device": str(config["device"])}
-    path = preset("reward", name)
-    preferred = read_yaml(path) if path.is_file() and settings is None else {}
-    return Config(name, config.dataset, None, {**preferred, **shared, **places, **(settings or {}), **reward.config})
+    return Config(name, config.dataset, None, {**settings, **shared, **places, **reward.config})
+
+
+def _preferred(config: Config) -> dict[str, Any]:
+    """``properties/reward/<Model>.yaml``, where there is one."""
+    path = preset("reward", find_model(config.settings.reward.model)[0])
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
@@ -148,7 +152,8 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
 
 
 def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
-    own = reward_config(config)
+    few = {"topk": [dataset.item_num - 1]} if dataset.item_num <= 10 else {}  # the default of 10 would not fit
+    own = reward_config(config, {**_preferred(config), **few})
     outcome = {key: value for key, value in own.as_dict().items() if key not in _OUTCOME_FREE}
     identity = json.dumps([outcome, dataset.content_key()], sort_keys=True, default=str)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
