@@ -218,7 +218,7 @@ class TrainSettings(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights that is evaluated and kept; 0 keeps the weights."""
     valid_users: Natural | None = None
-    """Validation users scored after each epoch (a fixed random part); the best weights are scored on all at the end."""
+    """Validation users scored between epochs, a fixed random part of them; default: all. Testing always takes all."""
     save_steps: Natural | None = None
     """Write a resumable checkpoint every so many steps; default: at each epoch."""
     keep_checkpoints: Natural = 2

@@ -93,8 +93,9 @@ class GenerativeTrainer:
         )
         self.metrics.collector.data_collect(train_data)
         average = WeightAverage(self.model, train.ema) if train.ema else None
-        everyone = None if valid_data is None else to_pairs(valid_data._dataset.inter_feat, self.model)
-        self.valid_pairs = None if everyone is None else _part(everyone, train.valid_users)
+        if valid_data is not None:
+            self.valid_pairs = _part(to_pairs(valid_data._dataset.inter_feat, self.model), train.valid_users)
+            logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
         self.saved, self.show_progress = saved, show_progress
         arguments = self._arguments()
         parts = train.gradient_accumulation * arguments.world_size
@@ -113,11 +114,6 @@ class GenerativeTrainer:
         )
         loop.add_callback(_Epochs(self, loop))
         self._train(loop)
-        if everyone is not self.valid_pairs and saved:
-            self.load_best()
-            logger.info("Scoring the best weights on all %d validation users", len(everyone))
-            self.progress.best_result = dict(self._score(everyone))
-            self.progress.best_score = calculate_valid_score(self.progress.best_result, self._valid_metric)
         return self.progress.best_score, self.progress.best_result
 
     def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:

@@ -92,4 +92,15 @@ def add_dropout(model: nn.Module, rate: float) -> None:
 
 
 def _dropout(states: Tensor, rate: float, training: bool) -> Tensor:
-    return functional.dropout(states, rate, training)
+    """Dropout; on a CPU four 16-bit draws come from each 64-bit number of torch's generator.
+
+    The generator's cost is most of dropout's there: this halves it. ``rate`` is met to 1/65536.
+    """
+    if not training or not rate:
+        return states
+    if states.device.type != "cpu":
+        return functional.dropout(states, rate)
+    count = states.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.int16)[:count].view(states.shape) >= round(rate * 65536) - 32768
+    return states * kept.to(states.dtype).mul_(1 / (1 - rate))
