@@ -76,12 +76,7 @@ def load_state(folder: str | os.PathLike[str], *, kind: str | None = None) -> di
     """
     path = Path(folder)
     path = path if path.name == STATE else path / STATE
-    state = _read_json(path)
-    if kind is not None and state["kind"] != kind:
-        raise UserError(
-            f"{path.parent} is a checkpoint of another model: it holds {state['kind']}, this run is {kind}. Choose the "
-            f"checkpoint of a {kind} run or set --model accordingly."
-        )
+    state = _state(path, kind)
     file = path.parent / Path(str(state["file"])).name
     if not file.is_file():
         raise UserError(f"{path.parent} is incomplete: {file.name} is missing. Copy the whole folder again.")
@@ -89,6 +84,11 @@ def load_state(folder: str | os.PathLike[str], *, kind: str | None = None) -> di
         if hashlib.file_digest(stream, "sha256").hexdigest() != state["sha256"]:
             raise UserError(f"{file} is truncated or was changed: its checksum differs. Copy the whole folder again.")
     return _decode(state["content"], load_file(file))
+
+
+def check_kind(folder: str | os.PathLike[str], kind: str) -> None:
+    """Refuse, as :func:`load_state` does, what is no checkpoint or one of another kind, without reading its tensors."""
+    _state(Path(folder) / STATE, kind)
 
 
 def random_state() -> dict[str, Any]:
@@ -187,6 +187,16 @@ def _write_json(path: Path, content: Any) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _state(path: Path, kind: str | None) -> dict[str, Any]:
+    state = _read_json(path)
+    if kind is not None and state["kind"] != kind:
+        raise UserError(
+            f"{path.parent} is a checkpoint of another model: it holds {state['kind']}, this run is {kind}. Choose the "
+            f"checkpoint of a {kind} run or set --model accordingly."
+        )
+    return state
 
 
 def _read_json(path: Path) -> dict[str, Any]:

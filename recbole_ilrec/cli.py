@@ -170,7 +170,9 @@ def run(arguments: Arguments) -> int:
     if arguments.words:
         raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --model=ILRec.")
     result_file = arguments.take("result_file")
-    target = _writable(Path(result_file)) if result_file is not None else None
+    target = Path(result_file) if result_file is not None else None
+    if target is not None:
+        _check_result_file(target)
     show = arguments.take("print_config")
     files = str(arguments.take("config_files", "")).replace(",", " ").split()
     from recbole_ilrec.compat import require_recbole
@@ -180,11 +182,10 @@ def run(arguments: Arguments) -> int:
     from recbole_ilrec.config import Config
 
     model, dataset = arguments.take("model"), arguments.take("dataset")
-    config = Config(model, dataset, files, arguments.options)
     if show:
-        sys.stdout.write(config.describe() + "\n")
+        sys.stdout.write(Config(model, dataset, files, arguments.options).describe() + "\n")
         return 0
-    result = quick_start.run(config)
+    result = quick_start.run(quick_start.configure(model, dataset, files, arguments.options))
     if target is not None and int(os.environ.get("RANK", "0")) == 0:
         _write_result(target, result)
     return 0
@@ -217,26 +218,31 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
 """Verb -> what it does, its help."""
 
 
-def _writable(path: Path) -> Path:
-    """``path``, after making its folder and trying to write there: better now than after hours of training."""
+def _check_result_file(path: Path) -> None:
+    """Refuse a result file that cannot be written: better now than after hours of training."""
     if path.is_dir():
         raise UserError(f"result_file={path} is a folder: give the path of a file, e.g. {path / 'result.json'}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial = _temporary(path)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise UserError(f"result_file={path} cannot be written: {error.strerror}. Choose another path.") from None
-    return path
+    if not _written_through(path):
+        from recbole_ilrec.preparation.files import require_writable
+
+        require_writable(path.parent, f"result_file={path}")
+
+
+def _written_through(path: Path) -> bool:
+    """Whether ``path`` is a link, pipe or device: to rename a file over /dev/stdout would remove the device."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def _write_result(path: Path, result: dict[str, Any]) -> None:
-    temporary = _temporary(path)
+    text = json.dumps(_finite(result), indent=2, default=str) + "\n"
+    if _written_through(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(_finite(result), stream, indent=2, default=str)
-            stream.write("\n")
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -249,7 +255,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")

@@ -29,6 +29,15 @@ RECBOLE_FILES, OVERALL = "RecBole's ", "properties/overall.yaml"
 RECBOLE = Path(recbole.__file__).parent
 
 
+class MissingDataset(UserError):
+    """A dataset of the paper is not there yet: ``name``, to be made in the folder ``root``."""
+
+    def __init__(self, message: str, name: str, root: Path):
+        super().__init__(message)
+        self.name = name
+        self.root = root
+
+
 class Config(RecBoleConfig):
     """All settings of a run. ``config[key]`` as in RecBole; ``config.settings`` for what this package adds.
 
@@ -113,7 +122,11 @@ class Config(RecBoleConfig):
         layers = [(f"properties/{path.relative_to(root)}", read_yaml(path)) for path in files if path.is_file()]
         if self.is_llm:
             named = [layer["backbone"] for _, layer in layers if isinstance(layer.get("backbone"), str)]
-            layers.append(self._backbone_layer(self.external_config_dict.get("backbone"), named))
+            origin, layer = self._backbone_layer(self.external_config_dict.get("backbone"), named)
+            layers.append((origin, layer))
+            tuned = preset("tuned", f"{layer.get('backbone')}-{self.dataset}")
+            if tuned.is_file():
+                layers.append((f"properties/{tuned.relative_to(root)}", _flat_sections(read_yaml(tuned))))
         return layers
 
     @staticmethod
@@ -263,7 +276,8 @@ def _missing_dataset(name: str, root: Path) -> UserError:
 
     known = next((dataset for dataset in KNOWN if dataset.lower() == name.lower()), None)
     if known is not None:
-        return UserError(f"There is no folder '{root / name}'. {how_to_get(known)}")
+        message = f"There is no folder '{root / name}'. {how_to_get(known)}"
+        return MissingDataset(message, name, root) if known == name else UserError(message)
     present = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
     return UserError(
         f"Unknown dataset '{name}': there is no folder '{root / name}'. {did_you_mean(name, [*present, *KNOWN])}"

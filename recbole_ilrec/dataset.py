@@ -227,12 +227,21 @@ class Sequences:
         Returns:
             ``(row, item)``, each ``[M]`` int64: entry m says that row ``row[m]`` has ``item[m]`` in its history.
         """
-        first, count = self.start[users], self.start[users + 1] - self.start[users]
+        first, last = self.interval(users, times).T
+        count = last - first
         row = torch.repeat_interleave(torch.arange(len(users)), count)
         offset = torch.arange(len(row)) - torch.repeat_interleave(count.cumsum(0) - count, count)
-        entry = first[row] + offset
-        earlier = self.times[entry] < times[row]
-        return row[earlier], self.items[entry[earlier]]
+        return row, self.items[first[row] + offset]
+
+    def interval(self, users: Tensor, times: Tensor) -> Tensor:
+        """Bounds in ``items`` of what each user did before a time, ``[B, 2]`` int64; arguments as in :meth:`before`."""
+        first, high = self.start[users], self.start[users + 1]
+        low = first
+        while bool((low < high).any()):  # bisection of all users at once
+            middle = (low + high) // 2
+            earlier = (low < high) & (self.times[middle.clamp_max(len(self.times) - 1)] < times)
+            low, high = torch.where(earlier, middle + 1, low), torch.where(earlier | (low >= high), high, middle)
+        return torch.stack([first, low], dim=1)
 
 
 @dataclass(frozen=True)
@@ -261,12 +270,19 @@ def build_data(config: Config) -> Data:
         UserError: malformed data, an empty split, or ``topk`` beyond the number of items.
     """
     dataset = SequenceDataset(config)
-    _check_topk(config, dataset.item_num)
+    items = dataset.item_num - 1
+    if max(config["topk"]) > items:
+        raise UserError(f"topk={config['topk']} asks for more than the {items} items there are: use a smaller --topk.")
     statistics = dataset.statistics()
-    splits = dataset.build()
+    rule = config["eval_args"]["split"]
+    try:
+        splits = list(dataset.build())
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        raise UserError(f"eval_args.split={rule} is not allowed ({error}): use e.g. {{LS: valid_and_test}}.") from None
+    if len(splits) != 3:
+        raise UserError(f"eval_args.split={rule} gives {len(splits)} parts: training, validation and test are needed.")
     for phase, split in zip(("training", "validation", "test"), splits, strict=True):
         if not len(split):
-            rule = config["eval_args"]["split"]
             raise UserError(
                 f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={rule}. "
                 "Leave-one-out needs users with 4 interactions or more; use longer sequences."
@@ -288,13 +304,6 @@ def _first_users(split: SequenceDataset, count: int | None) -> SequenceDataset:
         return split
     last = users.unique()[count - 1]
     return split.copy(split.inter_feat[users <= last])
-
-
-def _check_topk(config: Config, item_num: int) -> None:
-    if max(config["topk"]) > item_num - 1:
-        raise UserError(
-            f"topk={config['topk']} asks for more items than the dataset has ({item_num - 1}): use a smaller --topk."
-        )
 
 
 def _log_batches(config: RecBoleConfig) -> None:

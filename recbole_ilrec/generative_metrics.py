@@ -52,7 +52,7 @@ class GenerativeMetrics:
         """
         banned = None
         if self.config.settings.decode.exclude_history:
-            banned = banned_positions(self.catalog, pairs.histories(range(len(pairs))))
+            banned = banned_positions(self.catalog, pairs.seen())
         places = locate(ranking, self.catalog, torch.from_numpy(pairs.target), banned)
         shared: dict[str, float] = {}
         if self._lists.metrics:

@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recbole_ilrec.checkpoint import load_state, random_state, save_state, set_random_state
+from recbole_ilrec.checkpoint import STATE, check_kind, load_state, random_state, save_state, set_random_state
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
@@ -102,6 +103,12 @@ class WeightAverage:
         torch._foreach_lerp_(values, [p.detach() for p in self.trained.values()], 1 - decay)
 
     @torch.no_grad()
+    def restore(self, mean: Mapping[str, Tensor] | None) -> None:
+        """Go on from a stored average; without one (the run had none before) from the weights as they are now."""
+        for name, parameter in self.trained.items():
+            self.mean[name] = (parameter if mean is None else mean[name]).detach().to(parameter.device, copy=True)
+
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and the average."""
         for name, parameter in self.trained.items():
@@ -116,7 +123,7 @@ class StepTrainer(Trainer):
         args: the library's arguments.
         batches: the training rows.
         plan: steps of an epoch.
-        evaluate: called when an evaluation is due; returns named numbers and may raise ``control.should_training_stop``.
+        evaluate: called when an evaluation is due; returns named numbers, may raise ``control.should_training_stop``.
         extra_state: JSON-able state of the caller that goes into every checkpoint.
         kind: what the checkpoints are of; compared when one is read.
         keep: resumable checkpoints kept.
@@ -138,6 +145,7 @@ class StepTrainer(Trainer):
         average: WeightAverage | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        args._n_gpu = min(args.n_gpu, 1)  # several processes share GPUs; torch's DataParallel cannot split our batches
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -226,18 +234,24 @@ class StepTrainer(Trainer):
             "supervised": self.supervised,
             "extra": self._extra_state(),
         }
-        save_state(building, content, kind=self.kind)
-        self.state.save_to_json(str(building / TRAINER_STATE_NAME))
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        try:
+            save_state(building, content, kind=self.kind)
+            self.state.save_to_json(str(building / TRAINER_STATE_NAME))
+            shutil.rmtree(folder, ignore_errors=True)
+            building.rename(folder)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # only when nothing else is in it
+            raise
         for old in checkpoints(folder.parent)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._resumed = load_state(resume_from_checkpoint, kind=self.kind)
         load_weights(self.model, self._resumed["model"], resume_from_checkpoint)
-        if self.average and self._resumed["average"] is not None:
-            self.average.mean = self._resumed["average"]
+        if self.average:
+            self.average.restore(self._resumed["average"])
         self.sums, self.supervised = self._resumed["sums"], self._resumed["supervised"]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -266,8 +280,8 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Pat
     wrong = sorted(set(own) ^ set(saved)) or [name for name, p in own.items() if p.shape != saved[name].shape]
     if wrong:
         raise UserError(
-            f"checkpoint {where} does not fit this run: {len(wrong)} weights differ in name or shape, first '{wrong[0]}'. "
-            "Use the settings, data and item index that it was trained with."
+            f"checkpoint {where} does not fit this run: {len(wrong)} weights differ in name or shape, first "
+            f"'{wrong[0]}'. Use the settings, data and item index that it was trained with."
         )
     for name, parameter in own.items():
         parameter.copy_(saved[name])
@@ -275,5 +289,23 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Pat
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
+    complete = [path for path in found if (path / STATE).is_file() and (path / TRAINER_STATE_NAME).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def resumable(folder: Path, *, kind: str) -> Path:
+    """The checkpoint to go on from: ``folder`` itself, or the newest one of the run whose folder it is.
+
+    Raises:
+        UserError: there is none, it holds weights only, or it is of another model. Nothing is loaded or written.
+    """
+    if (folder / STATE).is_file() and not (folder / TRAINER_STATE_NAME).is_file():
+        raise UserError(
+            f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
+        )
+    found = [folder] if (folder / TRAINER_STATE_NAME).is_file() else checkpoints(folder)
+    if not found:
+        raise UserError(f"resume_from_checkpoint={folder}: no checkpoint-N in that folder; check the path.")
+    check_kind(found[-1], kind)
+    return found[-1]

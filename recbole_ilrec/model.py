@@ -30,12 +30,18 @@ from recbole_ilrec.schema import LegalTokens, LossTerms, Ranking, TokenBatch
 
 
 def to_pairs(interaction: Interaction, model: SequentialRecommender) -> Pairs:
-    """RecBole's augmented rows as arrays."""
+    """RecBole's augmented rows as arrays, with the whole past of each where the model's data set knows it."""
+    sequences, timeline, past = getattr(model, "sequences", None), None, None
+    if sequences is not None and model.time_field in interaction:
+        timeline = sequences.items.numpy()
+        past = sequences.interval(interaction[model.USER_ID], interaction[model.time_field]).numpy()
     return Pairs(
         user=interaction[model.USER_ID].numpy(),
         history=interaction[model.ITEM_SEQ].numpy(),
         length=interaction[model.ITEM_SEQ_LEN].numpy(),
         target=interaction[model.POS_ITEM_ID].numpy(),
+        timeline=timeline,
+        past=past,
     )
 
 
@@ -55,6 +61,8 @@ class GenerativeRecommender(SequentialRecommender):
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
         self.settings = settings = config.settings
+        self.sequences = getattr(dataset, "sequences", None)
+        self.time_field = config["TIME_FIELD"]
         identifiers = item_identifiers(config, dataset)
         template = load_template(settings.prompt.template or settings.backbone.template, properties_folder() / "prompt")
         item_tokens = sorted({token for identifier in identifiers for token in identifier})
@@ -62,7 +70,7 @@ class GenerativeRecommender(SequentialRecommender):
         tokenizer = self.backbone.tokenizer
         self.catalog = self._catalog(identifiers, tokenizer)
         self.encoder = PromptEncoder(tokenizer, self.catalog, template, settings.prompt.max_length)
-        self._check_rows(template)
+        self._check_rows(template, config["MAX_ITEM_LIST_LENGTH"])
         self.objective = build_objective(
             settings.objective,
             settings.ilrec,
@@ -87,11 +95,20 @@ class GenerativeRecommender(SequentialRecommender):
         except ValueError as error:
             raise UserError(f"item identifiers: {error}; set --prompt.append_eos=true.") from None
 
-    def _check_rows(self, template: Any) -> None:
-        if self.settings.train.rows == "sequence" and not (template.continues and self.catalog.eos_id is None):
+    def _check_rows(self, template: Any, window: int) -> None:
+        if self.settings.train.rows != "sequence":
+            return
+        if not (template.continues and self.catalog.eos_id is None):
             raise UserError(
                 f"train_rows=sequence needs a prompt that ends with its history and answers without an end token; "
                 f"prompt {template.name} or prompt.append_eos does not allow it; use --train_rows=prefix."
+            )
+        longest, limit = self.encoder.longest(window + 1), self.encoder.max_length
+        if longest > limit:
+            raise UserError(
+                f"MAX_ITEM_LIST_LENGTH={window} makes rows of up to {longest} tokens, and prompt.max_length={limit} "
+                f"would cut histories short in evaluation only: set --prompt.max_length={longest} or lower "
+                "MAX_ITEM_LIST_LENGTH."
             )
 
     @property
@@ -144,6 +161,7 @@ class GenerativeRecommender(SequentialRecommender):
             batch_size=batch_size,
             device=self.backbone.device,
             progress=progress,
+            seen=pairs.seen(),
         )
 
     @torch.no_grad()
@@ -180,6 +198,7 @@ class GenerativeRecommender(SequentialRecommender):
             wide,
             batch_size=1,
             device=self.backbone.device,
+            seen=pairs.seen(),
         )
         by_leaf = torch.full((len(pairs), self.catalog.num_leaves + 1), -torch.inf)
         by_leaf.scatter_(1, ranking.leaf.where(ranking.leaf >= 0, self.catalog.num_leaves), ranking.score)

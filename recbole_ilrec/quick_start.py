@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,8 +12,12 @@ import torch
 from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
-from recbole_ilrec.config import Config
+from recbole_ilrec.config import Config, MissingDataset
 from recbole_ilrec.dataset import Data, build_data
+from recbole_ilrec.preparation.files import require_writable
+from recbole_ilrec.report.record import Stopwatch, append_record, machine
+
+logger = logging.getLogger(__name__)
 
 _handlers: list[logging.Handler] = []
 
@@ -35,32 +40,87 @@ def run_recbole_ilrec(
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
-        ``record``, the path of the run's record or ``None``.
+        ``record``, the file to which the run's record was added (``None`` when nothing is saved).
 
     Raises:
         UserError: anything in the settings or data that has to be changed.
     """
-    return run(Config(model, dataset, config_file_list, config_dict), saved)
+    return run(configure(model, dataset, config_file_list, config_dict), saved)
+
+
+def configure(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> Config:
+    """The settings of a run; a dataset of the paper that is not there yet is downloaded and prepared first.
+
+    Raises:
+        UserError: bad settings, or the raw files cannot be had from here: which to fetch, and what to run then.
+    """
+    try:
+        return Config(model, dataset, config_file_list, config_dict)
+    except MissingDataset as missing:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # several processes would download over each other
+            raise
+        from recbole_ilrec.preparation.pipeline import prepare
+
+        # A warning, since it is seen before logging is set up.
+        logger.warning("No %s: its raw files are downloaded and prepared, once.", missing.root / missing.name)
+        logger.warning(prepare(missing.name, "amazon18", None, missing.root).summary)
+    return Config(model, dataset, config_file_list, config_dict)
 
 
 def run(config: Config, saved: bool = True) -> dict[str, Any]:
     """The run that ``config`` describes; see :func:`run_recbole_ilrec`."""
     saved = bool(saved and config["saved"])
+    watch = Stopwatch()
     psutil.cpu_percent()  # starts the measurement that the table at the end shows
     if config["num_threads"]:
         torch.set_num_threads(int(config["num_threads"]))
     init_seed(config["seed"], config["reproducibility"])
     start_logging(config)
-    logger = logging.getLogger(__name__)
     logger.info(sys.argv)
     logger.info(config)
+    _check_places(config, saved)
     data = build_data(config)
     logger.info(data.statistics)
-    result: dict[str, Any] = {"record": None, **_train_and_evaluate(config, data, saved)}
+    result = _train_and_evaluate(config, data, saved)
+    result["record"] = str(_record(config, result, watch)) if saved else None
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
+
+
+def _record(config: Config, result: Mapping[str, Any], watch: Stopwatch) -> Path:
+    line = {
+        "model": config.model,
+        "dataset": config.dataset,
+        "seed": config["seed"],
+        "device": str(config["device"]),
+        "threads": torch.get_num_threads(),
+        "result": result,
+        "settings": config.settings.model_dump(mode="json", by_alias=True) if config.is_llm else None,
+        "config": config.as_dict(),
+        **watch.read(),
+        **machine(),
+    }
+    return append_record(Path(config["checkpoint_dir"]) / "records.jsonl", line)
+
+
+def _check_places(config: Config, saved: bool) -> None:
+    """Refuse now what would come to light after hours: no checkpoint to resume, or no room for a new one."""
+    if saved:
+        require_writable(Path(config["checkpoint_dir"]), f"checkpoint_dir={config['checkpoint_dir']}")
+    if config.is_llm:
+        require_writable(Path(config["cache_dir"]), f"cache_dir={config['cache_dir']}")
+    given = config["resume_from_checkpoint"]
+    if given and config.is_llm:
+        from recbole_ilrec.loop import resumable
+
+        resumable(Path(given), kind=config["model"])
 
 
 def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, Any]:

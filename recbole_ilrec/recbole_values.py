@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
-from recbole.evaluator.register import metrics_dict
+from recbole.evaluator.register import metric_information, metrics_dict
 
 from recbole_ilrec.errors import UserError, unknown_name
 
@@ -19,6 +19,7 @@ _WHOLE_NUMBERS = {
     "metric_decimal_place": 1,
 }
 _LOSSES = ("CE", "BPR")
+_OF_ALL_SCORES = frozenset(("rec.meanrank", "rec.score", "data.label"))
 _WITHOUT_CUT = frozenset(("auc", "gauc", "mae", "rmse", "logloss"))
 
 
@@ -33,6 +34,8 @@ def check_values(final: dict[str, Any], model_class: type) -> None:
         value = final.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key}={value!r} is not allowed: give a whole number of at least {least}.")
+    if final["seed"] >= 1 << 32:
+        raise UserError(f"seed={final['seed']} is not allowed: give a whole number below 2^32, NumPy takes no other.")
     threads = final.get("num_threads")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"num_threads={threads!r} is not allowed: give a positive whole number or leave it out.")
@@ -76,6 +79,11 @@ def check_metrics(final: dict[str, Any], *, adapt: bool, num_beams: int | None =
     for metric in final["metrics"]:
         if str(metric).lower() not in names:
             raise unknown_name("metric", metric, names.values())
+        if num_beams is not None and _OF_ALL_SCORES.intersection(metric_information[str(metric).lower()]):
+            raise UserError(
+                f"metrics={final['metrics']}: {metric} needs the score of every item, and a language model generates "
+                "a list: choose e.g. Hit, NDCG, MRR, Recall, Precision or MAP."
+            )
     topk = final["topk"]
     if not isinstance(topk, list) or not topk or any(type(k) is not int or k < 1 for k in topk):
         raise UserError(f"topk={topk!r} is not allowed: give positive whole numbers, e.g. [5, 10].")

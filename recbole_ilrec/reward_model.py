@@ -16,7 +16,7 @@ from recbole.utils import init_seed
 from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
-from recbole_ilrec.checkpoint import STATE, load_state, random_state, set_random_state
+from recbole_ilrec.checkpoint import STATE, check_kind, load_state, random_state, set_random_state
 from recbole_ilrec.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
 from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import SequenceDataset, build_data
@@ -76,7 +76,10 @@ class RewardModel:
         if self.mask_history:
             fields = self.dataset.uid_field, self.dataset.time_field
             row, item = self.dataset.sequences.before(*(rows[field].cpu() for field in fields))
-            scores[row, item - 1] = -torch.inf
+            seen = torch.zeros_like(scores, dtype=torch.bool)
+            seen[row, item - 1] = True
+            # A history that holds every item is not masked: there would be nothing to recommend.
+            scores = scores.masked_fill(seen & ~seen.all(1, keepdim=True), -torch.inf)
         return torch.softmax(scores, dim=-1)
 
 
@@ -137,8 +140,14 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     folder = Path(str(config.settings.reward.checkpoint))
     folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
     name, model_class, _ = find_model(config.settings.reward.model)
-    state = load_state(folder, kind=name)
-    if state.get("items") != items_key(dataset):
+    try:
+        check_kind(folder, name)
+    except UserError as error:
+        raise UserError(f"reward_checkpoint with reward_model={name}: {error}") from None
+    state = load_state(folder)
+    if "items" not in state:
+        raise UserError(f"reward_checkpoint={folder} is for resuming a run: give the run's folder or its best/.")
+    if state["items"] != items_key(dataset):
         raise UserError(
             f"reward_checkpoint={folder} knows other items than dataset '{config.dataset}': use one trained on "
             "this dataset with the same filters, or leave reward_checkpoint out to train one."

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,7 +44,7 @@ def _load(settings: BackboneSettings) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **where
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"backbone '{settings.path}' could not be loaded ({reason}); give a folder with config.json, tokenizer and "

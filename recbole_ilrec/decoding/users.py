@@ -22,7 +22,7 @@ def banned_positions(catalog: Catalog, histories: Sequence[np.ndarray]) -> Tenso
     """
     position_of_item = torch.empty(catalog.num_items + 1, dtype=torch.long)
     position_of_item[catalog.item_order] = torch.arange(catalog.num_items)
-    width = max(map(len, histories))
+    width = max(max(map(len, histories)), 1)
     banned = torch.full((len(histories), width), catalog.num_items)
     for row, history in enumerate(histories):
         distinct = torch.from_numpy(np.unique(history))
@@ -39,6 +39,7 @@ def rank_users(
     batch_size: int,
     device: torch.device,
     progress: str | None = None,
+    seen: Sequence[np.ndarray] | None = None,
 ) -> Ranking:
     """The best identifiers of every user.
 
@@ -50,11 +51,12 @@ def rank_users(
         batch_size: users decoded together.
         device: where the model is.
         progress: label of a progress bar, none without.
+        seen: item ids that ``exclude_history`` leaves out for each user; default: ``histories``.
 
     Returns:
         ``[users, W]`` on the CPU, in the order of ``histories``; every user is there.
     """
-    catalog = encoder.catalog
+    catalog, seen = encoder.catalog, histories if seen is None else seen
     trie = catalog.trie.to(device)
     order = np.argsort([-len(history) for history in histories], kind="stable")
     width = min(settings.num_beams, catalog.num_leaves)
@@ -64,7 +66,9 @@ def rank_users(
         for rows in _batches(order, [len(history) for history in histories], batch_size):
             group = [histories[row] for row in rows]
             ids, mask = encoder.prompts(group)
-            banned = banned_positions(catalog, group).to(device) if settings.exclude_history else None
+            banned = None
+            if settings.exclude_history:
+                banned = banned_positions(catalog, [seen[row] for row in rows]).to(device)
             ranking = beam_search(
                 stepper,
                 trie,

@@ -29,7 +29,6 @@ def download_file(url: str, target: Path, *, timeout: float = 30.0) -> Path:
     """
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
         _fetch(url, part, timeout)
@@ -64,6 +63,7 @@ def _fetch(url: str, part: Path, timeout: float) -> None:
         start = have if resumed else 0
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
+        part.parent.mkdir(parents=True, exist_ok=True)  # only now: without an answer nothing is made
         with (
             part.open("ab" if resumed else "wb") as stream,
             tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,

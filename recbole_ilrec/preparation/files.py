@@ -1,4 +1,7 @@
-"""Files and folders that are either complete or absent: atomic writes, checksums, a staging folder with recovery."""
+"""Files and folders that are either complete or absent: atomic writes, checksums, a staging folder with recovery.
+
+Also whether something can be written at all.
+"""
 
 import hashlib
 import logging
@@ -8,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from recbole_ilrec.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,37 @@ def write_atomically(path: Path) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Write a byte in ``folder``, or in the nearest folder above it that exists; nothing stays and nothing is made.
+
+    Args:
+        folder: where files are to go; it need not exist.
+        what: the setting as typed, e.g. ``"checkpoint_dir=saved"``.
+
+    Raises:
+        UserError: the system refuses: a read-only or full disk, no permission, a file in the place of a folder.
+    """
+    trial: Path | None = None
+    try:
+        place = folder
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        trial = place / f".writable.tmp-{os.getpid()}"
+        with trial.open("wb") as stream:
+            stream.write(b"0")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written, the system refused: {error.strerror}. Choose another path, or mend its "
+            "permissions or the free space."
+        ) from None
+    finally:
+        if trial is not None:
+            with suppress(OSError):
+                trial.unlink()
 
 
 def sync_folder(folder: Path) -> None:

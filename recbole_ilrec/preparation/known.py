@@ -69,13 +69,13 @@ def how_to_get(name: str) -> str:
     )
 
 
-def download(name: str, folder: Path, *, bases: tuple[str, ...] = BASES, timeout: float = 30.0) -> list[Path]:
+def download(name: str, folder: Path, *, bases: tuple[str, ...] | None = None, timeout: float = 30.0) -> list[Path]:
     """Fetch the raw files of one of the paper's datasets into ``folder``; files that are there stay.
 
     Args:
         name: a key of :data:`KNOWN`.
         folder: made when missing. An interrupted file stays as ``.part`` and is resumed by the next call.
-        bases: addresses to try, in order.
+        bases: addresses to try, in order; default: :data:`BASES`.
         timeout: seconds to wait for a server at a time.
 
     Returns:
@@ -89,7 +89,7 @@ def download(name: str, folder: Path, *, bases: tuple[str, ...] = BASES, timeout
     done = []
     for file in KNOWN[name].files():
         failures = []
-        for base in bases:
+        for base in BASES if bases is None else bases:
             try:
                 done.append(download_file(f"{base}/{file}", Path(folder) / Path(file).name, timeout=timeout))
                 break

@@ -84,6 +84,10 @@ class PromptEncoder:
                 f"answer take {frame + int(length.max())} tokens; raise prompt.max_length."
             )
 
+    def longest(self, items: int) -> int:
+        """Tokens of the longest row of so many items, where the answer continues the history."""
+        return len(self._before[0]) + items * (max(map(len, self._item)) + len(self._separator))
+
     def row(self, example: Example) -> EncodedRow:
         """Token ids of a training row; supervised are the tokens of the last ``len(example.targets)`` items."""
         split = len(example.items) - len(example.targets)

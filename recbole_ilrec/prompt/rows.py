@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.encode import Example
 
 Array = np.ndarray
@@ -23,12 +24,16 @@ class Pairs:
         history: ``[R, L]`` item ids, left-aligned, zeros behind.
         length: ``[R]`` items of each history.
         target: ``[R]`` the next item.
+        timeline: ``[M]`` all items of all users, a user's in order of time; ``None`` when only windows are known.
+        past: ``[R, 2]`` bounds in ``timeline`` of all that the user did before the target.
     """
 
     user: Array
     history: Array
     length: Array
     target: Array
+    timeline: Array | None = None
+    past: Array | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -36,6 +41,18 @@ class Pairs:
     def histories(self, rows: Array) -> list[Array]:
         """The histories of some rows, without padding."""
         return [self.history[row, : self.length[row]] for row in rows]
+
+    def seen(self) -> list[Array]:
+        """All items of each row before its target, also those older than its window, where they are known."""
+        if self.timeline is None or self.past is None:
+            return self.histories(np.arange(len(self)))
+        return [self.timeline[low:high] for low, high in self.past]
+
+    def take(self, rows: Array) -> "Pairs":
+        """Some of the rows."""
+        past = None if self.past is None else self.past[rows]
+        columns = (self.user, self.history, self.length, self.target)
+        return Pairs(*(column[rows] for column in columns), timeline=self.timeline, past=past)
 
 
 class TrainRows:
@@ -145,6 +162,9 @@ class StepPlan:
         batch: targets of a step.
         parts: micro-batches of a step over all processes.
         seed: decides the order together with the epoch.
+
+    Raises:
+        UserError: fewer rows than parts.
     """
 
     size: Array
@@ -152,6 +172,13 @@ class StepPlan:
     batch: int
     parts: int
     seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.size) < self.parts:
+            raise UserError(
+                f"a step of {self.parts} micro-batches (gradient_accumulation_steps times processes) needs as many "
+                f"training rows, the data give {len(self.size)}: lower --gradient_accumulation_steps."
+            )
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,95 @@
+"""The record of a run: one JSON line with what was asked, what came out, what it cost and on what machine.
+
+Numbers in the documentation are generated from such lines. Knows plain values only.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("recbole_ilrec", "recbole", "torch", "transformers", "numpy", "pandas")
+
+
+class Stopwatch:
+    """Wall-clock and processor seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """``wall_seconds`` and ``cpu_seconds`` (all threads of this process)."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+
+
+def machine() -> dict[str, Any]:
+    """Software versions, processor and memory of this process."""
+    return {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> Path:
+    """Add one line to a file of records; a line is written whole or, if the disk is full, not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(record, sort_keys=True) + "\n").encode()
+    with path.open("ab") as stream:
+        end = stream.tell()
+        try:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError:
+            os.truncate(path, end)
+            raise
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package is imported from, with ``+`` when it has local changes."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changed else "")

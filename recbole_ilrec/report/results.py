@@ -1,0 +1,62 @@
+"""A table of run records in Markdown, and the block of the README that holds it.
+
+``python -m recbole_ilrec.report.results docs/records.jsonl README.md`` writes the table between the markers of a file.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
+HEAD = ("Dataset", "Model", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "Minutes", "Memory", "Command")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, oldest first."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def results_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """One row a run: test metrics of all users under the headline collision policy, cost, and what was typed."""
+    rows = [[*_cells(record)] for record in records]
+    lines = [f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
+    return "\n".join(lines)
+
+
+def _cells(record: Mapping[str, Any]) -> Iterable[str]:
+    test = record["result"]["test_result"]
+    yield record["dataset"]
+    yield record["model"]
+    yield from (f"{test[name]:.4f}" for name in METRICS)
+    yield str(record["seed"])
+    yield f"{record['wall_seconds'] / 60:.1f}"
+    yield f"{record['peak_memory_mb'] / 1000:.1f} GB"
+    yield f"`{_typed(record['command'])}`"
+
+
+def _typed(command: str) -> str:
+    """What a reader would type, without the folders of the machine it ran on."""
+    script, *arguments = command.split(" ")
+    private = ("--result_file=", "--checkpoint_dir=", "--cache_dir=", "--data_path=", "--show_progress=")
+    return " ".join(["python", Path(script).name, *(a for a in arguments if not a.startswith(private))])
+
+
+def with_table(text: str, table: str) -> str:
+    """``text`` with the part between the markers replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} ... {END} in the text")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[2])
+    page.write_text(with_table(page.read_text(encoding="utf-8"), results_table(read_records(Path(sys.argv[1])))))

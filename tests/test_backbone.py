@@ -1,0 +1,170 @@
+"""Backbones: states where they are asked for, the head of the model itself, folders of Hugging Face models."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_ilrec.backbone import build_backbone
+from recbole_ilrec.backbone.base import Backbone
+from recbole_ilrec.backbone.causal_lm import pooled_states
+from recbole_ilrec.backbone.tiny import build_tokenizer
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.settings import BackboneSettings
+from tests.worlds import QUICK, SMALL, ring_world, small_backbone, write_dataset
+
+ITEM_TOKENS = ["<a_1>", "<a_2>", "<b_1>"]
+WORDS = ["the user bought these items, what comes next? a guitar, strings and a capo"]
+
+
+def tiny_of(family: str, vocabulary: int, *, tied: bool):
+    """A random model of a family, small enough for a test."""
+    import transformers
+
+    shared = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "pad_token_id": 0, "eos_token_id": 2}
+    if family == "GPT2":
+        config = transformers.GPT2Config(n_embd=32, n_layer=4, n_head=2, n_positions=256, **shared)
+        return transformers.GPT2LMHeadModel(config)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1} if family != "Gemma" else {"num_key_value_heads": 1, "head_dim": 16}
+    config = getattr(transformers, f"{family}Config")(**sizes, **heads, **shared)
+    return getattr(transformers, f"{family}ForCausalLM")(config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Qwen2-style model with a text tokenizer, saved as a folder."""
+    path = tmp_path_factory.mktemp("models") / "qwen"
+    tokenizer = build_tokenizer([], WORDS)
+    torch.manual_seed(0)
+    tiny_of("Qwen2", len(tokenizer), tied=True).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+FAMILIES = ["Llama", "Qwen2", "Mistral", "Gemma", "GPT2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_states_are_the_models_own_at_the_asked_positions(family, tied):
+    torch.manual_seed(1)
+    model = tiny_of(family, 40, tied=tied).eval()
+    backbone = Backbone(model, tokenizer=None)
+    ids = torch.randint(3, 40, (2, 6))
+    select = torch.tensor([2, 5, 9])
+    with torch.no_grad():
+        output = model(input_ids=ids, output_hidden_states=True)
+        states = backbone.layer_states(ids, select, candidates=3)
+    logits = output.logits.flatten(0, 1)[select]
+    torch.testing.assert_close(states.head(states.final), logits)
+    assert len(states.candidates) == 3
+    for layer, candidate in zip((1, 2, 3), states.candidates, strict=True):
+        hidden = output.hidden_states[layer].flatten(0, 1)[select]
+        torch.testing.assert_close(candidate, backbone.norm(hidden))
+        raw = backbone.layer_states(ids, select, 3, apply_final_norm=False).candidates[layer - 1]
+        torch.testing.assert_close(raw, hidden)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norm_of_the_last_blocks_output_gives_the_models_logits(family):
+    """A1: phi applied to the last layer before its norm is the model's own prediction."""
+    torch.manual_seed(2)
+    model = tiny_of(family, 40, tied=True).eval()
+    backbone = Backbone(model, tokenizer=None)
+    kept = []
+    backbone._parts[1][-1].register_forward_hook(
+        lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)
+    )
+    ids = torch.randint(3, 40, (1, 5))
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    torch.testing.assert_close(backbone.head(backbone.norm(kept[0])), logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_tree_steps_equal_passes_without_a_cache(family):
+    """Two beams of two users, two tokens deep, prompts of different length."""
+    torch.manual_seed(3)
+    model = tiny_of(family, 40, tied=False).eval()
+    backbone = Backbone(model, tokenizer=None)
+    prompts = [[5, 6, 7, 8], [9, 10]]
+    ids = torch.tensor([prompts[0], [0, 0, *prompts[1]]])
+    mask = torch.tensor([[True] * 4, [False, False, True, True]])
+    beams = [[[11, 12], [13, 14]], [[15, 16], [15, 17]]]
+    with torch.no_grad():
+        last, state = backbone.prefill(ids, mask)
+        own = torch.eye(2, dtype=torch.bool).expand(2, 2, 2)
+        first = backbone.extend(state, torch.tensor([[b[0] for b in user] for user in beams]), own, 0)
+        second = backbone.extend(
+            state, torch.tensor([[b[1] for b in user] for user in beams]), torch.cat([own, own], dim=-1), 1
+        )
+        for user in range(2):
+            for beam in range(2):
+                whole = model(input_ids=torch.tensor([prompts[user] + beams[user][beam]])).logits[0, -3:]
+                got = torch.stack([last[user, 0], first[user, beam], second[user, beam]])
+                torch.testing.assert_close(backbone.head(got), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_too_many_candidate_layers_are_refused():
+    backbone = small_backbone(4)
+    with pytest.raises(UserError, match="k=3 candidate layers are not available: this backbone has 3 layers"):
+        backbone.layer_states(torch.tensor([[1, 4]]), torch.tensor([0]), 3)
+
+
+def test_the_seed_alone_decides_fresh_weights():
+    torch.manual_seed(5)
+    one = small_backbone(4, seed=7).model.lm_head.weight
+    torch.manual_seed(6)
+    two = small_backbone(4, seed=7).model.lm_head.weight
+    assert torch.equal(one, two)
+    assert not torch.equal(one, small_backbone(4, seed=8).model.lm_head.weight)
+
+
+def test_tiny_dropout_keeps_the_mean_and_is_off_in_evaluation():
+    backbone = small_backbone(4, SMALL.model_copy(update={"dropout": 0.3}))
+    ids = torch.full((64, 8), 5)
+    select = torch.arange(64 * 8)
+    backbone.eval()
+    quiet = backbone.layer_states(ids, select).final
+    assert torch.equal(quiet, backbone.layer_states(ids, select).final)
+    backbone.train()
+    embedded = backbone.model.get_decoder().embed_tokens(ids)
+    zero = (embedded == 0).float().mean().item()
+    assert zero == pytest.approx(0.3, abs=0.02)
+    plain = backbone.model.get_decoder().embed_tokens.weight[5]
+    np.testing.assert_allclose(embedded.mean((0, 1)).detach(), plain.detach(), atol=4e-3)
+
+
+def test_item_tokens_become_single_new_rows_of_a_pretrained_model(folder):
+    backbone = build_backbone(BackboneSettings(path=str(folder)), ITEM_TOKENS, [], seed=0)
+    ids = backbone.tokenizer.convert_tokens_to_ids(ITEM_TOKENS)
+    assert len(set(ids)) == 3 and backbone.vocab_size > max(ids)
+    assert backbone.tokenizer.encode("<a_2><b_1>", add_special_tokens=False) == ids[1:]
+    again = build_backbone(BackboneSettings(path=str(folder)), ITEM_TOKENS, [], seed=0)
+    assert torch.equal(again.model.lm_head.weight, backbone.model.lm_head.weight)
+
+
+def test_pooled_states_ignore_padding_and_leave_empty_texts_zero(folder):
+    settings = BackboneSettings(path=str(folder))
+    together = pooled_states(settings, ["a guitar", "", "strings and a capo, what comes next?"], batch_size=3)
+    alone = pooled_states(settings, ["a guitar"])
+    torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=1e-4)
+    assert together[1].abs().sum() == 0
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="could not be loaded"):
+        build_backbone(BackboneSettings(path=str(tmp_path)), ITEM_TOKENS, [], seed=0)
+
+
+def test_ilrec_trains_a_pretrained_folder_with_a_worded_prompt(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dataset", "ring", *ring_world(users=12))
+    settings = {key: value for key, value in QUICK.items() if not key.startswith("backbone.")}
+    result = run_recbole_ilrec(
+        "ILRec",
+        "ring",
+        config_dict={**settings, "backbone": str(folder), "prompt.template": "lcrec", "max_steps": 3, "epochs": 1},
+    )
+    assert set(result["test_result"]) == {"hit@5", "hit@10", "ndcg@5", "ndcg@10"}

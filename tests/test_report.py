@@ -1,0 +1,38 @@
+"""Run records and the README's table made of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recbole_ilrec.report.record import Stopwatch, append_record, machine
+from recbole_ilrec.report.results import read_records, results_table, with_table
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_record_is_one_line_and_says_with_what_it_was_made(tmp_path):
+    record = {"model": "ILRec", **Stopwatch().read(), **machine()}
+    for _ in range(2):
+        append_record(tmp_path / "runs" / "records.jsonl", record)
+    first, second = read_records(tmp_path / "runs" / "records.jsonl")
+    assert first == second == json.loads(json.dumps(record))
+    assert first["versions"]["torch"] and first["peak_memory_mb"] > 0
+
+
+def test_a_line_that_cannot_be_written_whole_is_not_written_at_all(tmp_path, monkeypatch):
+    path = append_record(tmp_path / "records.jsonl", {"n": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        append_record(path, {"n": 2})
+    assert read_records(path) == [{"n": 1}]
+
+
+def test_the_readmes_numbers_come_from_the_committed_records():
+    table = results_table(read_records(ROOT / "docs" / "records.jsonl"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme, table) == readme, "run: python -m recbole_ilrec.report.results docs/records.jsonl README.md"
