@@ -24,6 +24,8 @@ from recbole_ilrec.errors import UserError
 
 FORMAT = 1
 STATE = "state.json"
+LOOP_STATE = "trainer_state.json"
+"""Written by the training loop beside the state of a run that can go on from there."""
 _TENSOR, _ARRAY, _PAIRS, _TUPLE = "$tensor", "$array", "$pairs", "$tuple"
 
 
@@ -89,6 +91,30 @@ def load_state(folder: str | os.PathLike[str], *, kind: str | None = None) -> di
 def check_kind(folder: str | os.PathLike[str], kind: str) -> None:
     """Refuse, as :func:`load_state` does, what is no checkpoint or one of another kind, without reading its tensors."""
     _state(Path(folder) / STATE, kind)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    complete = [path for path in found if (path / STATE).is_file() and (path / LOOP_STATE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def resumable(folder: Path, *, kind: str) -> Path:
+    """The checkpoint to go on from: ``folder`` itself, or the newest one of the run whose folder it is.
+
+    Raises:
+        UserError: there is none, it holds weights only, or it is of another model. Nothing is loaded or written.
+    """
+    if (folder / STATE).is_file() and not (folder / LOOP_STATE).is_file():
+        raise UserError(
+            f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
+        )
+    found = [folder] if (folder / LOOP_STATE).is_file() else checkpoints(folder)
+    if not found:
+        raise UserError(f"resume_from_checkpoint={folder}: no checkpoint-N in that folder; check the path.")
+    check_kind(found[-1], kind)
+    return found[-1]
 
 
 def random_state() -> dict[str, Any]:

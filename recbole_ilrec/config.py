@@ -33,9 +33,14 @@ class MissingDataset(UserError):
     """A dataset of the paper is not there yet: ``name``, to be made in the folder ``root``."""
 
     def __init__(self, message: str, name: str, root: Path):
-        super().__init__(message)
+        super().__init__(f"{message}{self.place(root)}")
         self.name = name
         self.root = root
+
+    @staticmethod
+    def place(root: Path) -> str:
+        """What to add to the command that makes the dataset, where ``root`` is not its default."""
+        return "" if root == Path("dataset") else f" Add --out={root} to that command."
 
 
 class Config(RecBoleConfig):

@@ -4,6 +4,7 @@ What the library does well (accumulation, clipping, schedules, precision, proces
 Ours are the batches, the normalisation of the loss, and what is written to disk: safetensors and JSON, never a pickle.
 """
 
+import hashlib
 import logging
 import math
 import shutil
@@ -17,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recbole_ilrec.checkpoint import STATE, check_kind, load_state, random_state, save_state, set_random_state
+from recbole_ilrec.checkpoint import LOOP_STATE, checkpoints, load_state, random_state, save_state, set_random_state
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
@@ -232,11 +232,12 @@ class StepTrainer(Trainer):
             "random": random_state(),
             "sums": self.sums,
             "supervised": self.supervised,
+            "identity": self._identity(),
             "extra": self._extra_state(),
         }
         try:
             save_state(building, content, kind=self.kind)
-            self.state.save_to_json(str(building / TRAINER_STATE_NAME))
+            self.state.save_to_json(str(building / LOOP_STATE))
             shutil.rmtree(folder, ignore_errors=True)
             building.rename(folder)
         except BaseException:
@@ -247,8 +248,26 @@ class StepTrainer(Trainer):
         for old in checkpoints(folder.parent)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it goes on from: a checkpoint cannot show it by its shapes."""
+        tokens = self.train_dataset.encoder.catalog.tokens.numpy().tobytes()
+        return {
+            "seed": self.plan.seed,
+            "learning_rate": self.args.learning_rate,
+            "training rows": len(self.plan.size),
+            "steps of an epoch (train_batch_size)": self.plan.steps,
+            "item identifiers": hashlib.sha256(tokens).hexdigest()[:16],
+        }
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._resumed = load_state(resume_from_checkpoint, kind=self.kind)
+        for name, value in self._identity().items():
+            stored = self._resumed.get("identity", {}).get(name, value)
+            if stored != value:
+                raise UserError(
+                    f"{resume_from_checkpoint} is of a run with another {name}: {stored} there, {value} here. Resume "
+                    "it with its own data and settings, or start anew without --resume_from_checkpoint."
+                )
         load_weights(self.model, self._resumed["model"], resume_from_checkpoint)
         if self.average:
             self.average.restore(self._resumed["average"])
@@ -285,27 +304,3 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Pat
         )
     for name, parameter in own.items():
         parameter.copy_(saved[name])
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
-    complete = [path for path in found if (path / STATE).is_file() and (path / TRAINER_STATE_NAME).is_file()]
-    return sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def resumable(folder: Path, *, kind: str) -> Path:
-    """The checkpoint to go on from: ``folder`` itself, or the newest one of the run whose folder it is.
-
-    Raises:
-        UserError: there is none, it holds weights only, or it is of another model. Nothing is loaded or written.
-    """
-    if (folder / STATE).is_file() and not (folder / TRAINER_STATE_NAME).is_file():
-        raise UserError(
-            f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
-        )
-    found = [folder] if (folder / TRAINER_STATE_NAME).is_file() else checkpoints(folder)
-    if not found:
-        raise UserError(f"resume_from_checkpoint={folder}: no checkpoint-N in that folder; check the path.")
-    check_kind(found[-1], kind)
-    return found[-1]

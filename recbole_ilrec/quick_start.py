@@ -12,8 +12,10 @@ import torch
 from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
+from recbole_ilrec.checkpoint import resumable
 from recbole_ilrec.config import Config, MissingDataset
 from recbole_ilrec.dataset import Data, build_data
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
 from recbole_ilrec.report.record import Stopwatch, append_record, machine
 
@@ -68,7 +70,10 @@ def configure(
 
         # A warning, since it is seen before logging is set up.
         logger.warning("No %s: its raw files are downloaded and prepared, once.", missing.root / missing.name)
-        logger.warning(prepare(missing.name, "amazon18", None, missing.root).summary)
+        try:
+            logger.warning(prepare(missing.name, "amazon18", None, missing.root).summary)
+        except UserError as error:
+            raise UserError(f"{error}{missing.place(missing.root)}") from None
     return Config(model, dataset, config_file_list, config_dict)
 
 
@@ -118,8 +123,6 @@ def _check_places(config: Config, saved: bool) -> None:
         require_writable(Path(config["cache_dir"]), f"cache_dir={config['cache_dir']}")
     given = config["resume_from_checkpoint"]
     if given and config.is_llm:
-        from recbole_ilrec.loop import resumable
-
         resumable(Path(given), kind=config["model"])
 
 

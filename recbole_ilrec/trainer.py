@@ -32,6 +32,7 @@ from recbole_ilrec.reward_model import load_reward_model
 logger = logging.getLogger(__name__)
 
 BEST = "best"
+NEGATIVE_LOGITS = 0.01
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -296,11 +297,22 @@ class _Epochs(TrainerCallback):
         )
         head = set_color("epoch %d training", "green") % epoch
         logger.info("%s [%s: %.2fs, %s]", head, set_color("time", "blue"), time.time() - self.start, parts)
+        self._warn_of_negative_logits(means)
         last = state.global_step >= state.max_steps
         every = min(self.trainer.config["eval_step"], self.trainer.config["epochs"])
         due = last or (every > 0 and (epoch + 1) % every == 0)
         control.should_evaluate = due and self.trainer.valid_pairs is not None
         control.should_save = self.trainer.saved
+
+    def _warn_of_negative_logits(self, means: Mapping[str, float]) -> None:
+        """Eq. 7 rewards a negative whose logit is below 0 (methods: A8); say so when that is not rare."""
+        share = means.get("monitor/frac_negative_logit", 0.0) / max(means.get("monitor/penalised", 0.0), 1e-9)
+        if share > NEGATIVE_LOGITS and self.trainer.config.settings.ilrec.penalty == "multiplicative":
+            logger.warning(
+                "%.1f%% of the penalty weight of Eq. 7 stands on negative logits, where it rewards instead of penalises; "
+                "consider --ilrec.penalty=sign_safe",
+                100 * share,
+            )
 
 
 def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import errno
 import http.server
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recbole_ilrec import cli
-from tests.worlds import QUICK, ring_world, write_dataset
+from tests.worlds import QUICK, ring_world, small_backbone, write_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
 SEQUENCES, IDENTIFIERS = ring_world(users=30, items=12)
@@ -33,6 +34,7 @@ def master(tmp_path_factory):
 @pytest.fixture
 def work(master, tmp_path, monkeypatch):
     """A fresh working folder with the ring world."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # handlers of an earlier test's run, whose stderr is closed
     folder = tmp_path / "work"
     shutil.copytree(master, folder)
     monkeypatch.chdir(folder)
@@ -53,6 +55,7 @@ def finished(master):
     finally:
         os.chdir(before)
     shutil.move(master / "done", master.parent / "done")
+    shutil.rmtree(master / "log_tensorboard")
     return {name: master.parent / "done" / folder.name for name, folder in runs.items()}
 
 
@@ -177,9 +180,12 @@ def test_a_dataset_without_texts_and_index_is_one_line(work, capsys):
 
 def test_a_folder_that_is_no_backbone_is_one_line(work, capsys):
     (work / "empty").mkdir()
-    (work / "weightless").mkdir()
-    (work / "weightless/config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
-    for folder in ("./empty", "./weightless"):
+    (work / "broken").mkdir()
+    (work / "broken/config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    backbone = small_backbone(1)
+    backbone.tokenizer.save_pretrained(work / "weightless")
+    backbone.model.config.save_pretrained(work / "weightless")
+    for folder in ("./empty", "./broken", "./weightless"):
         assert "could not be loaded" in refused(capsys, ring(backbone=folder), work)
 
 
@@ -260,7 +266,8 @@ def test_a_dataset_of_the_paper_that_cannot_be_downloaded_says_what_to_run(work,
         monkeypatch.delenv(name, raising=False)
     line = refused(capsys, ring(dataset="Instrument"), work)
     assert "Instrument cannot be downloaded" in line and "cannot be reached" in line
-    assert "recbole-ilrec prepare Instrument --source amazon18 --path DIR" in line
+    assert "recbole-ilrec prepare Instrument --source amazon18 --path DIR" in line and "--out" not in line
+    assert "Add --out=else/where" in refused(capsys, ring(dataset="Instrument", data_path="else/where"), work)
     assert "prepare Instrument" in refused(capsys, [*ring(dataset="Instrument"), "--print_config"], work)
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_ilrec.checkpoint import save_state
+from recbole_ilrec.checkpoint import checkpoints, save_state
 from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import Sequences, build_data
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import locate, unroll
-from recbole_ilrec.loop import StepTrainer, WeightAverage, checkpoints
+from recbole_ilrec.loop import StepTrainer, WeightAverage
 from recbole_ilrec.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
@@ -196,6 +196,26 @@ def test_an_average_that_a_resumed_run_did_not_have_starts_from_its_weights():
     average.restore(stored)
     average.update(1)
     assert (stored["weight"] == 3).all() and not (average.mean["weight"] == 3).all()
+
+
+CHANGES = {
+    "seed": {"seed": 1},
+    "learning_rate": {"learning_rate": 0.5},
+    "steps of an epoch": {"train_batch_size": 11},
+    "training rows": {"train_rows": "prefix"},
+    "item identifiers": {"index_file": "other.json"},
+}
+
+
+def test_a_run_is_resumed_with_its_own_data_and_settings_only(place):
+    settings = long_histories(place)
+    other = {f"i{n}": [f"<a_{n % 3}>", f"<b_{n // 4}>"] for n in range(1, 13)}
+    (place / "other.json").write_text(json.dumps(other))
+    run_recbole_ilrec("LCRec", "long", None, settings)
+    (folder,) = (place / "saved").glob("LCRec-*")
+    for name, change in CHANGES.items():
+        with pytest.raises(UserError, match=name):
+            run_recbole_ilrec("LCRec", "long", None, {**settings, "resume_from_checkpoint": str(folder), **change})
 
 
 def test_a_process_that_sees_several_gpus_uses_one(tmp_path):

@@ -51,8 +51,8 @@ class Pairs:
     def take(self, rows: Array) -> "Pairs":
         """Some of the rows."""
         past = None if self.past is None else self.past[rows]
-        columns = (self.user, self.history, self.length, self.target)
-        return Pairs(*(column[rows] for column in columns), timeline=self.timeline, past=past)
+        user, history, length, target = (c[rows] for c in (self.user, self.history, self.length, self.target))
+        return Pairs(user, history, length, target, timeline=self.timeline, past=past)
 
 
 class TrainRows:
