@@ -78,6 +78,8 @@ class StepSampler(Sampler):
 class StepLoader(DataLoader):
     """A loader whose epoch can be set; the loop skips whole batches of its sampler when it resumes."""
 
+    batch_sampler: StepSampler
+
     def set_epoch(self, epoch: int) -> None:
         """Forwarded to the sampler."""
         self.batch_sampler.set_epoch(epoch)
@@ -131,6 +133,10 @@ class StepTrainer(Trainer):
         callbacks: further callbacks of the library.
     """
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -147,6 +153,7 @@ class StepTrainer(Trainer):
     ):
         args._n_gpu = min(args.n_gpu, 1)  # several processes share GPUs; torch's DataParallel cannot split our batches
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
+        self.batches = batches
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.plan = plan
@@ -166,7 +173,7 @@ class StepTrainer(Trainer):
         sampler = StepSampler(
             self.plan, self.args.gradient_accumulation_steps, self.args.process_index, self.args.world_size
         )
-        return StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_only)
+        return StepLoader(self.batches, batch_sampler=sampler, collate_fn=_only)
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -221,7 +228,7 @@ class StepTrainer(Trainer):
         """Everything that the next step depends on, under its final name only when it is complete."""
         if not self.args.should_save:
             return
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         building = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(building, ignore_errors=True)
         content = {
@@ -250,7 +257,7 @@ class StepTrainer(Trainer):
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it goes on from: a checkpoint cannot show it by its shapes."""
-        tokens = self.train_dataset.encoder.catalog.tokens.numpy().tobytes()
+        tokens = self.batches.encoder.catalog.tokens.numpy().tobytes()
         return {
             "seed": self.plan.seed,
             "learning_rate": self.args.learning_rate,
@@ -286,6 +293,16 @@ class StepTrainer(Trainer):
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters by name, a tied one once."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def set_aside_later(checkpoint: Path) -> None:
+    """Rename the run's checkpoints after ``checkpoint``: going on from an older one, they are no part of the run."""
+    for later in checkpoints(checkpoint.parent):
+        if int(later.name.rpartition("-")[2]) > int(checkpoint.name.rpartition("-")[2]):
+            aside = later.with_name(f"superseded-{later.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
+            logger.warning("%s is set aside as %s", later, aside.name)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ A model joins identifiers, prompt, backbone, objective and decoding, and answers
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.prompt.template import load_template
 from recbole_ilrec.reward.table import RewardTable
-from recbole_ilrec.reward.token_reward import legal_tokens
+from recbole_ilrec.reward.token_reward import legal_tokens, token_rewards
+from recbole_ilrec.reward_model import RewardModel, load_reward_model
 from recbole_ilrec.schema import LegalTokens, LossTerms, Ranking, TokenBatch
 
 
@@ -85,6 +87,8 @@ class GenerativeRecommender(SequentialRecommender):
             )
         self.rewards: RewardTable | None = None
         self.epoch = 0.0
+        self._load_reward_model = partial(load_reward_model, config, dataset)
+        self._reward_model: RewardModel | None = None
 
     def _catalog(self, identifiers: list[tuple[str, ...]], tokenizer: Any) -> Catalog:
         prompt, backbone = self.settings.prompt, self.settings.backbone
@@ -112,17 +116,27 @@ class GenerativeRecommender(SequentialRecommender):
             )
 
     @property
+    def reward_model(self) -> RewardModel:
+        """The frozen collaborative model of Eq. 10, trained or read when it is first asked for."""
+        if self._reward_model is None:
+            self._reward_model = self._load_reward_model()
+        return self._reward_model
+
+    @property
     def variants(self) -> int:
         """Prompt templates to draw from while training."""
         return len(self.encoder.template.variants)
 
-    def loss_terms(self, batch: TokenBatch, generator: torch.Generator | None = None) -> LossTerms:
-        """The objective on one micro-batch."""
+    def loss_terms(
+        self, batch: TokenBatch, generator: torch.Generator | None = None, legal: LegalTokens | None = None
+    ) -> LossTerms:
+        """The objective on one micro-batch; ``legal`` in place of what the table of training targets gives."""
         needs = self.objective.needs
         states = self.backbone.layer_states(
             batch.input_ids, batch.select, needs.layers, apply_final_norm=self.settings.ilrec.apply_final_norm
         )
-        return self.objective(states, batch, self._legal(batch), epoch=self.epoch, generator=generator)
+        legal = legal or self._legal(batch)
+        return self.objective(states, batch, legal, epoch=self.epoch, generator=generator)
 
     def _legal(self, batch: TokenBatch) -> LegalTokens | None:
         needs = self.objective.needs
@@ -132,9 +146,7 @@ class GenerativeRecommender(SequentialRecommender):
             legal = legal_tokens(self.catalog.trie, batch.node.cpu())
         else:
             return None
-        device = batch.input_ids.device
-        reward = None if legal.reward is None else legal.reward.to(device)
-        return LegalTokens(row=legal.row.to(device), token=legal.token.to(device), reward=reward)
+        return legal.to(batch.input_ids.device)
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Mapping[str, Tensor]:
         """Sums over supervised tokens by name, ``loss`` first: what the training loop asks for."""
@@ -144,12 +156,17 @@ class GenerativeRecommender(SequentialRecommender):
         return {"loss": terms.total, **parts, **monitors}
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """RecBole's verb: mean loss over the supervised tokens of prefix rows. Rows are numbered from 0."""
+        """RecBole's verb: mean loss over the supervised tokens of prefix rows."""
         pairs = to_pairs(interaction.cpu(), self)
         items = [np.append(h, t) for h, t in zip(pairs.histories(np.arange(len(pairs))), pairs.target, strict=True)]
         rows = [self.encoder.row(Example(row, np.array([number]))) for number, row in enumerate(items)]
         batch = self.encoder.collate(rows).to(self.backbone.device)
-        return self.forward(batch)["loss"] / len(batch.targets)
+        legal = None
+        if self.objective.needs.rewards:
+            probabilities = self.reward_model.probabilities(interaction)
+            legal = token_rewards(probabilities, self.catalog, batch.target.cpu(), batch.node.cpu())
+            legal = legal.to(batch.input_ids.device)
+        return self.loss_terms(batch, legal=legal).total / len(batch.targets)
 
     def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None) -> Ranking:
         """The best identifiers for each history by constrained beam search, in the order of ``pairs``."""
@@ -166,7 +183,7 @@ class GenerativeRecommender(SequentialRecommender):
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
-        """RecBole's verb: log-probability of each row's item after its history, ``[B]``."""
+        """RecBole's verb: the score that decoding gives each row's item after its history, ``[B]``."""
         pairs = to_pairs(interaction.cpu(), self)
         histories = pairs.histories(np.arange(len(pairs)))
         examples = (
@@ -177,7 +194,13 @@ class GenerativeRecommender(SequentialRecommender):
         batch = self.encoder.collate(rows).to(self.backbone.device)
         states = self.backbone.layer_states(batch.input_ids, batch.select)
         logits = states.head(states.final).float()
-        chosen = logits.gather(1, batch.targets[:, None])[:, 0] - logits.logsumexp(1)
+        chosen = logits.gather(1, batch.targets[:, None])[:, 0]
+        if self.settings.decode.renormalise:
+            legal = legal_tokens(self.catalog.trie, batch.node.cpu()).to(logits.device)
+            illegal = torch.ones_like(logits, dtype=torch.bool)
+            illegal[legal.row, legal.token] = False
+            logits = logits.masked_fill(illegal, -torch.inf)
+        chosen = chosen - logits.logsumexp(1)
         owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row.target) for row in rows]))
         return torch.zeros(len(rows), device=chosen.device).index_add_(0, owner.to(chosen.device), chosen)
 

@@ -92,14 +92,15 @@ def run(config: Config, saved: bool = True) -> dict[str, Any]:
     data = build_data(config)
     logger.info(data.statistics)
     result = _train_and_evaluate(config, data, saved)
-    result["record"] = str(_record(config, result, watch)) if saved else None
+    result["record"] = _record(config, result, watch) if saved else None
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
 
 
-def _record(config: Config, result: Mapping[str, Any], watch: Stopwatch) -> Path:
+def _record(config: Config, result: Mapping[str, Any], watch: Stopwatch) -> str | None:
+    """File to which the run's line was added; a disk that is full now must not cost the result."""
     line = {
         "model": config.model,
         "dataset": config.dataset,
@@ -112,7 +113,12 @@ def _record(config: Config, result: Mapping[str, Any], watch: Stopwatch) -> Path
         **watch.read(),
         **machine(),
     }
-    return append_record(Path(config["checkpoint_dir"]) / "records.jsonl", line)
+    path = Path(config["checkpoint_dir"]) / "records.jsonl"
+    try:
+        return str(append_record(path, line))
+    except OSError as error:
+        logging.getLogger(__name__).warning("The record could not be added to %s: %s", path, error)
+        return None
 
 
 def _check_places(config: Config, saved: bool) -> None:

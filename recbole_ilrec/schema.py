@@ -30,6 +30,11 @@ class LegalTokens:
     token: Tensor
     reward: Tensor | None = None
 
+    def to(self, device: torch.device) -> "LegalTokens":
+        """The same entries on ``device``."""
+        reward = None if self.reward is None else self.reward.to(device)
+        return LegalTokens(self.row.to(device), self.token.to(device), reward)
+
 
 @dataclass(frozen=True)
 class TokenBatch:

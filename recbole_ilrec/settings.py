@@ -161,7 +161,7 @@ class BackboneSettings(Section):
     """Commit or tag of the hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel asked of transformers."""
     template: str = "compact"
     """Default prompt template of this backbone."""

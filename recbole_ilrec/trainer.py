@@ -19,20 +19,18 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from recbole_ilrec.checkpoint import load_state, save_state
-from recbole_ilrec.errors import UserError
+from recbole_ilrec.checkpoint import load_state, resumable, save_state
+from recbole_ilrec.epochs import Epochs, epoch_of
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.generative_metrics import GenerativeMetrics
-from recbole_ilrec.loop import MicroBatches, StepTrainer, WeightAverage, checkpoints, load_weights, weights
+from recbole_ilrec.loop import MicroBatches, StepTrainer, WeightAverage, load_weights, set_aside_later, weights
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.reward.table import RewardTable
-from recbole_ilrec.reward_model import load_reward_model
 
 logger = logging.getLogger(__name__)
 
 BEST = "best"
-NEGATIVE_LOGITS = 0.01
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -113,13 +111,15 @@ class GenerativeTrainer:
             average=average,
             callbacks=self._reporting(),
         )
-        loop.add_callback(_Epochs(self, loop))
+        loop.add_callback(
+            Epochs(loop, self.config, validate=self.valid_pairs is not None, save=saved, show=show_progress)
+        )
         self._train(loop)
         return self.progress.best_score, self.progress.best_result
 
     def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:
         """Eq. 10 for every training target, once: the reward model is frozen."""
-        reward_model = load_reward_model(self.config, dataset)
+        reward_model = self.model.reward_model
         label = set_color("Rewards    ", "pink")
         return RewardTable(
             self.model.catalog,
@@ -129,12 +129,16 @@ class GenerativeTrainer:
         )
 
     def _train(self, loop: StepTrainer) -> None:
-        resume = self._resume_folder()
+        given = self.config["resume_from_checkpoint"]
+        resume = resumable(Path(given), kind=self.config["model"]) if given else None
         if resume:
+            set_aside_later(resume)
             self.progress = Progress(**load_state(resume, kind=self.config["model"])["extra"])
             logger.info("%s: %s", set_color("Resuming from", "blue"), resume)
-        if not self.progress.stopped:
-            loop.train(resume_from_checkpoint=str(resume) if resume else None)
+        if self.progress.stopped:
+            self.load_best()
+            return
+        loop.train(resume_from_checkpoint=str(resume) if resume else None)
         if loop.average and (self.valid_pairs is None or not self.saved):
             loop.average.swap()
         if not self.saved:
@@ -175,20 +179,6 @@ class GenerativeTrainer:
         writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
         return [TensorBoardCallback(writer)]
 
-    def _resume_folder(self) -> Path | None:
-        given = self.config["resume_from_checkpoint"]
-        if not given:
-            return None
-        folder = Path(given)
-        if (folder / "state.json").is_file() and not (folder / "trainer_state.json").is_file():
-            raise UserError(
-                f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
-            )
-        found = [folder] if (folder / "trainer_state.json").is_file() else checkpoints(folder)
-        if not found:
-            raise UserError(f"resume_from_checkpoint={given}: no checkpoint-N in that folder; check the path.")
-        return found[-1]
-
     def _validate(self, loop: StepTrainer) -> dict[str, float]:
         start = time.time()
         result = self._score(self.valid_pairs)
@@ -201,9 +191,10 @@ class GenerativeTrainer:
             max_step=self.config["stopping_step"],
             bigger=self.config["valid_metric_bigger"],
         )
-        head = set_color("epoch %d evaluating", "green") % self.epoch_of(loop.state.epoch)
-        timing = "%s: %.2fs, %s: %f" % (set_color("time", "blue"), time.time() - start, "valid_score", score)
-        logger.info("%s [%s]", head, timing)
+        head = set_color("epoch %d evaluating", "green") % epoch_of(loop.state.epoch)
+        logger.info(
+            "%s [%s: %.2fs, %s: %f]", head, set_color("time", "blue"), time.time() - start, "valid_score", score
+        )
         logger.info("%s: \n%s", set_color("valid result", "blue"), dict2str(result))
         if better:
             progress.best_result = dict(result)
@@ -213,11 +204,6 @@ class GenerativeTrainer:
             loop.control.should_training_stop = True
             logger.info("Finished training, no better result in %d evaluations", progress.waited)
         return {f"eval_{name}": float(value) for name, value in result.items()}
-
-    @staticmethod
-    def epoch_of(passed: float | None) -> int:
-        """Number of the epoch (from 0, as RecBole counts) that ends or runs at ``passed`` epochs."""
-        return max(int(np.ceil((passed or 0.0) - 1e-9)) - 1, 0)
 
     def _save_best(self, score: float) -> None:
         content = {"model": weights(self.model), "settings": self.config.settings.model_dump(mode="json")}
@@ -238,81 +224,22 @@ class GenerativeTrainer:
             self.load_best(model_file)
         self.show_progress = show_progress
         pairs = to_pairs(eval_data._dataset.inter_feat, self.model)
-        limit = self.config.settings.eval_users
-        if limit is not None and limit < len(pairs):
-            logger.warning("eval_users=%d: only the first %d of %d users are evaluated", limit, limit, len(pairs))
-            pairs = _rows(pairs, np.arange(limit))
         return self._score(pairs)
 
-    def _score(self, pairs: Pairs) -> OrderedDict[str, float]:
+    def _score(self, pairs: Pairs | None) -> OrderedDict[str, float]:
         self.model.eval()
+        assert pairs is not None
         label = set_color("Evaluate   ", "pink") if self.show_progress else None
         ranking = self.model.rank(pairs, batch_size=self.config["eval_batch_size"], progress=label)
         self.places, self.policies = self.metrics(ranking, pairs)
         return self.policies[self.config.settings.decode.collisions]
 
 
-def _rows(pairs: Pairs, rows: np.ndarray) -> Pairs:
-    return Pairs(*(column[rows] for column in (pairs.user, pairs.history, pairs.length, pairs.target)))
-
-
 def _part(pairs: Pairs, users: int | None) -> Pairs:
     """A fixed random part of the users, the same in every run and for every seed."""
     if users is None or users >= len(pairs):
         return pairs
-    return _rows(pairs, np.sort(np.random.default_rng(0).choice(len(pairs), users, replace=False)))
-
-
-class _Epochs(TrainerCallback):
-    """RecBole's rhythm: a bar and a line for each epoch, evaluation every ``eval_step``, a checkpoint at its end."""
-
-    def __init__(self, trainer: GenerativeTrainer, loop: StepTrainer):
-        self.trainer = trainer
-        self.loop = loop
-        self.bar: Any = None
-        self.start = 0.0
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        steps = self.loop.plan.steps
-        done = state.global_step % steps
-        if not done:
-            self.loop.reset_means()
-        self.start = time.time()
-        label = set_color(f"Train {state.global_step // steps:>5}", "pink")
-        self.bar = tqdm(total=steps, initial=done, desc=label, ncols=100, disable=not self.trainer.show_progress)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(1)
-        if self.loop.average:
-            self.loop.average.update(state.global_step)
-        every = self.trainer.config.settings.train.save_steps
-        control.should_save = bool(self.trainer.saved and every and state.global_step % every == 0)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.bar.close()
-        epoch = self.trainer.epoch_of(state.epoch)
-        means = self.loop.means()
-        parts = ", ".join(
-            f"{set_color(name.partition('/')[2] or 'train loss', 'blue')}: {value:.4f}" for name, value in means.items()
-        )
-        head = set_color("epoch %d training", "green") % epoch
-        logger.info("%s [%s: %.2fs, %s]", head, set_color("time", "blue"), time.time() - self.start, parts)
-        self._warn_of_negative_logits(means)
-        last = state.global_step >= state.max_steps
-        every = min(self.trainer.config["eval_step"], self.trainer.config["epochs"])
-        due = last or (every > 0 and (epoch + 1) % every == 0)
-        control.should_evaluate = due and self.trainer.valid_pairs is not None
-        control.should_save = self.trainer.saved
-
-    def _warn_of_negative_logits(self, means: Mapping[str, float]) -> None:
-        """Eq. 7 rewards a negative whose logit is below 0 (methods: A8); say so when that is not rare."""
-        share = means.get("monitor/frac_negative_logit", 0.0) / max(means.get("monitor/penalised", 0.0), 1e-9)
-        if share > NEGATIVE_LOGITS and self.trainer.config.settings.ilrec.penalty == "multiplicative":
-            logger.warning(
-                "%.1f%% of the penalty weight of Eq. 7 stands on negative logits, where it rewards instead of penalises; "
-                "consider --ilrec.penalty=sign_safe",
-                100 * share,
-            )
+    return pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), users, replace=False)))
 
 
 def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:

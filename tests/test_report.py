@@ -35,4 +35,4 @@ def test_a_line_that_cannot_be_written_whole_is_not_written_at_all(tmp_path, mon
 def test_the_readmes_numbers_come_from_the_committed_records():
     table = results_table(read_records(ROOT / "docs" / "records.jsonl"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, table) == readme, "run: python -m recbole_ilrec.report.results docs/records.jsonl README.md"
+    assert with_table(readme, table) == readme, "python -m recbole_ilrec.report.results docs/records.jsonl README.md"

@@ -11,9 +11,7 @@ from recbole_ilrec.identifiers.trie import build_trie
 
 EOS = 99
 
-identifier_lists = st.lists(
-    st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple), min_size=1, max_size=30
-)
+identifier_lists = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple), min_size=1, max_size=30)
 
 
 def children_by_prefix(sequences):

@@ -63,7 +63,9 @@ def pairs_of(sequences: Sequence[Sequence[int]], window: int) -> Pairs:
     )
 
 
-def write_dataset(root: Path, name: str, sequences: Sequence[Sequence[int]], identifiers: Sequence[Sequence[int]]) -> Path:
+def write_dataset(
+    root: Path, name: str, sequences: Sequence[Sequence[int]], identifiers: Sequence[Sequence[int]]
+) -> Path:
     """A prepared data set in ``root/name``: interactions and an item index; items are numbered from 1."""
     folder = root / name
     folder.mkdir(parents=True)

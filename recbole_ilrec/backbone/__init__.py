@@ -6,9 +6,7 @@ from recbole_ilrec.backbone.base import Backbone
 from recbole_ilrec.settings import BackboneSettings
 
 
-def build_backbone(
-    settings: BackboneSettings, item_tokens: Sequence[str], texts: Sequence[str], seed: int
-) -> Backbone:
+def build_backbone(settings: BackboneSettings, item_tokens: Sequence[str], texts: Sequence[str], seed: int) -> Backbone:
     """The backbone that ``settings`` describe, its tokenizer extended by the item tokens.
 
     Args:

@@ -44,7 +44,9 @@ class Backbone(nn.Module):
         UserError: the blocks, the final norm or the head cannot be found.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any):
+    model: Any
+
+    def __init__(self, model: Any, tokenizer: Any):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer

@@ -37,11 +37,12 @@ def load_causal_lm(settings: BackboneSettings, item_tokens: Sequence[str], seed:
 def _load(settings: BackboneSettings) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    path = str(settings.path)
     where: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, **where)
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
         model = AutoModelForCausalLM.from_pretrained(
-            settings.path, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **where
+            path, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **where
         )
     except Exception as error:  # what is wrong in a folder has no common base class in the libraries that read it
         reason = " ".join(str(error).split())[:200]

@@ -41,7 +41,11 @@ def build_tokenizer(item_tokens: Sequence[str], texts: Sequence[str]) -> Any:
     else:
         core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(SPECIALS)}, unk_token=SPECIALS[3]))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=SPECIALS[0], bos_token=SPECIALS[1], eos_token=SPECIALS[2], unk_token=SPECIALS[3]
+        tokenizer_object=core,
+        pad_token=SPECIALS[0],
+        bos_token=SPECIALS[1],
+        eos_token=SPECIALS[2],
+        unk_token=SPECIALS[3],
     )
     tokenizer.add_tokens(list(item_tokens))
     return tokenizer
@@ -64,9 +68,9 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        attn_implementation=settings.attention,
         dtype=settings.dtype,
     )
+    config._attn_implementation = settings.attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
@@ -74,7 +78,7 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
     return Backbone(model, tokenizer)
 
 
-def add_dropout(model: nn.Module, rate: float) -> None:
+def add_dropout(model: Any, rate: float) -> None:
     """Dropout on the embeddings and on what each attention and feed-forward block adds; Llama itself has none."""
     if not rate:
         return

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_ilrec.identifiers.trie import ROOT, Trie, build_trie
+from recbole_ilrec.identifiers.trie import ROOT, build_trie
 
 
 class Catalog:

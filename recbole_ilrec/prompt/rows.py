@@ -142,7 +142,7 @@ def _sequence_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Arra
             end = min(begin + window + 1, len(items))
             pieces.append(items[begin:end])
             split.append(done - begin)
-            first.append(low + done - len(lead))
+            first.append(int(low) + done - len(lead))
             done = end
             begin = max(0, end - max(window // 2, 1))
     start = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])

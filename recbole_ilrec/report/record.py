@@ -3,6 +3,7 @@
 Numbers in the documentation are generated from such lines. Knows plain values only.
 """
 
+import errno
 import json
 import os
 import platform
@@ -49,15 +50,18 @@ def append_record(path: Path, record: Mapping[str, Any]) -> Path:
     """Add one line to a file of records; a line is written whole or, if the disk is full, not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(record, sort_keys=True) + "\n").encode()
-    with path.open("ab") as stream:
-        end = stream.tell()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
         try:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
         except OSError:
-            os.truncate(path, end)
+            os.ftruncate(descriptor, end)
             raise
+    finally:
+        os.close(descriptor)
     return path
 
 

@@ -17,6 +17,8 @@ from recbole_ilrec.schema import LegalTokens
 Probabilities = Callable[[np.ndarray], Tensor]
 """Numbers of training targets ``[E]`` -> R of Eq. 10 over real items, ``[E, I]`` float64."""
 
+CHUNK_ENTRIES = 2**24
+
 
 class RewardTable:
     """r_v (Eq. 10) at every node on the path of every training target.
@@ -25,7 +27,7 @@ class RewardTable:
         catalog: identifiers of all items.
         targets: ``[R]`` item id of each training target.
         probabilities: R of a chunk of targets.
-        chunk: targets computed together.
+        chunk: targets computed together; default: as many as fit into about 128 MB of probabilities.
         progress: wraps the chunks, e.g. in a progress bar.
     """
 
@@ -35,7 +37,7 @@ class RewardTable:
         targets: np.ndarray,
         probabilities: Probabilities,
         *,
-        chunk: int = 1024,
+        chunk: int | None = None,
         progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     ):
         self.catalog = catalog
@@ -43,13 +45,15 @@ class RewardTable:
         size = entries(catalog, targets)
         self._start = torch.from_numpy(np.concatenate([[0], np.cumsum(size)]))
         self._values = torch.empty(int(self._start[-1]), dtype=torch.float32)
+        chunk = chunk or max(1, min(1024, CHUNK_ENTRIES // catalog.num_items))
         for low in progress(range(0, len(targets), chunk)):
             numbers = np.arange(low, min(low + chunk, len(targets)))
             items = torch.from_numpy(targets[numbers])
             node = catalog.path[items]
             example = torch.arange(len(items))[:, None].expand_as(node)[node >= 0]
-            rewards = token_rewards(probabilities(numbers), catalog, example, node[node >= 0])
-            self._values[self._start[low] : self._start[numbers[-1] + 1]] = rewards.reward.float()
+            reward = token_rewards(probabilities(numbers), catalog, example, node[node >= 0]).reward
+            assert reward is not None
+            self._values[self._start[low] : self._start[numbers[-1] + 1]] = reward
 
     def legal(self, target: Tensor, node: Tensor) -> LegalTokens:
         """Children and rewards at supervised tokens.
