@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
@@ -24,6 +23,7 @@ from recbole_ilrec.checkpoint import LOOP_STATE, checkpoints, load_state, random
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
+from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
 logger = logging.getLogger(__name__)
 
@@ -87,34 +87,6 @@ class StepLoader(DataLoader):
 
 def _only(items: list[Any]) -> Any:
     return items[0]
-
-
-class WeightAverage:
-    """Exponential moving average of the trained weights (Polyak averaging), with a warm-up of its decay."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.mean = {name: p.detach().clone() for name, p in self.trained.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After optimiser step number ``step`` (from 1)."""
-        decay = min(self.decay, step / (step + 9))
-        values = list(self.mean.values())
-        torch._foreach_lerp_(values, [p.detach() for p in self.trained.values()], 1 - decay)
-
-    @torch.no_grad()
-    def restore(self, mean: Mapping[str, Tensor] | None) -> None:
-        """Go on from a stored average; without one (the run had none before) from the weights as they are now."""
-        for name, parameter in self.trained.items():
-            self.mean[name] = (parameter if mean is None else mean[name]).detach().to(parameter.device, copy=True)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the model's weights and the average."""
-        for name, parameter in self.trained.items():
-            parameter.data, self.mean[name] = self.mean[name], parameter.data
 
 
 class StepTrainer(Trainer):
@@ -290,11 +262,6 @@ class StepTrainer(Trainer):
             set_random_state(self._resumed["random"])
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, a tied one once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
 def set_aside_later(checkpoint: Path) -> None:
     """Rename the run's checkpoints after ``checkpoint``: going on from an older one, they are no part of the run."""
     for later in checkpoints(checkpoint.parent):
@@ -303,21 +270,3 @@ def set_aside_later(checkpoint: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             later.rename(aside)
             logger.warning("%s is set aside as %s", later, aside.name)
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Path) -> None:
-    """Copy saved parameters into a model of the same shape.
-
-    Raises:
-        UserError: names or shapes differ, i.e. other items, identifiers or backbone settings.
-    """
-    own = dict(model.named_parameters())
-    wrong = sorted(set(own) ^ set(saved)) or [name for name, p in own.items() if p.shape != saved[name].shape]
-    if wrong:
-        raise UserError(
-            f"checkpoint {where} does not fit this run: {len(wrong)} weights differ in name or shape, first "
-            f"'{wrong[0]}'. Use the settings, data and item index that it was trained with."
-        )
-    for name, parameter in own.items():
-        parameter.copy_(saved[name])

@@ -23,10 +23,11 @@ from recbole_ilrec.checkpoint import load_state, resumable, save_state
 from recbole_ilrec.epochs import Epochs, epoch_of
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.generative_metrics import GenerativeMetrics
-from recbole_ilrec.loop import MicroBatches, StepTrainer, WeightAverage, load_weights, set_aside_later, weights
+from recbole_ilrec.loop import MicroBatches, StepTrainer, set_aside_later
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.reward.table import RewardTable
+from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ MAY_IMPORT = {
 SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
     "lookup", "config", "interaction_file", "dataset", "checkpoint", "collector", "classical", "reward_model",
-    "item_index", "model", "generative_metrics", "loop", "epochs", "trainer", "quick_start", "cli", "__main__",
+    "item_index", "model", "generative_metrics", "weights", "loop", "epochs", "trainer", "quick_start", "cli",
+    "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on

@@ -13,12 +13,13 @@ from recbole_ilrec.dataset import Sequences, build_data
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import locate, unroll
-from recbole_ilrec.loop import StepTrainer, WeightAverage
+from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.reward_model import RewardModel
 from recbole_ilrec.settings import DecodeSettings
+from recbole_ilrec.weights import WeightAverage
 from tests.worlds import QUICK, compact_encoder, pairs_of, small_backbone, small_catalog, write_dataset
 
 CPU = torch.device("cpu")

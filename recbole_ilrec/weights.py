@@ -1,0 +1,60 @@
+"""The trained weights of a model as a whole: named, put back, averaged. Knows parameters; never what they compute."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from recbole_ilrec.errors import UserError
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, a tied one once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Path) -> None:
+    """Copy saved parameters into a model of the same shape.
+
+    Raises:
+        UserError: names or shapes differ, i.e. other items, identifiers or backbone settings.
+    """
+    own = dict(model.named_parameters())
+    wrong = sorted(set(own) ^ set(saved)) or [name for name, p in own.items() if p.shape != saved[name].shape]
+    if wrong:
+        raise UserError(
+            f"checkpoint {where} does not fit this run: {len(wrong)} weights differ in name or shape, first "
+            f"'{wrong[0]}'. Use the settings, data and item index that it was trained with."
+        )
+    for name, parameter in own.items():
+        parameter.copy_(saved[name])
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights (Polyak averaging), with a warm-up of its decay."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.mean = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimiser step number ``step`` (from 1)."""
+        decay = min(self.decay, step / (step + 9))
+        values = list(self.mean.values())
+        torch._foreach_lerp_(values, [p.detach() for p in self.trained.values()], 1 - decay)
+
+    @torch.no_grad()
+    def restore(self, mean: Mapping[str, Tensor] | None) -> None:
+        """Go on from a stored average; without one (the run had none before) from the weights as they are now."""
+        for name, parameter in self.trained.items():
+            self.mean[name] = (parameter if mean is None else mean[name]).detach().to(parameter.device, copy=True)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the average."""
+        for name, parameter in self.trained.items():
+            parameter.data, self.mean[name] = self.mean[name], parameter.data
