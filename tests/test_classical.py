@@ -133,9 +133,9 @@ def test_a_run_returns_recboles_result_and_writes_no_pickle(root):
     result = run_recbole_ilrec("SASRec", "toy", config_dict=tiny(root))
     assert list(result["test_result"]) == ["hit@5", "hit@10", "ndcg@5", "ndcg@10"] == list(result["best_valid_result"])
     assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"] and result["valid_score_bigger"] is True
-    assert result["record"] is None
+    assert result["record"].endswith("records.jsonl")
     suffixes = {path.suffix for path in (root / "saved").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".safetensors"}
+    assert suffixes == {".json", ".jsonl", ".safetensors"}
     assert list((root / "log/SASRec").glob("*.log")) and list((root / "log_tensorboard").iterdir())
 
 
