@@ -93,6 +93,15 @@ def check_kind(folder: str | os.PathLike[str], kind: str) -> None:
     _state(Path(folder) / STATE, kind)
 
 
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of a checkpoint's tensors, as its state tells it; nothing is loaded.
+
+    Raises:
+        UserError: no checkpoint.
+    """
+    return str(_state(Path(folder) / STATE, None)["sha256"])
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]

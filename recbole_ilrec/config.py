@@ -8,6 +8,7 @@ This is the only module that reads RecBole's option bag to build the typed setti
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from recbole.utils import InputType
 
 from recbole_ilrec.device import choose_device
 from recbole_ilrec.errors import UserError, did_you_mean
-from recbole_ilrec.lookup import find_model, keys_read_by, known_keys, refuse_unknown
+from recbole_ilrec.lookup import PARADIGM_OF, find_model, keys_read_by, known_keys, refuse_unknown
 from recbole_ilrec.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.recbole_values import check_metrics, check_values
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings
@@ -82,7 +83,10 @@ class Config(RecBoleConfig):
         self.settings: Settings = self._typed([*own, *given])
         self._fill_defaults()
         check_values(self.final_config_dict, self.model_class)
-        beams = self.settings.decode.num_beams if self.is_llm else None
+        self._check_paradigm()
+        beams = None
+        if self.is_llm:
+            beams = self.settings.decode.num_beams if self.settings.generates_lists else sys.maxsize
         if check_metrics(self.final_config_dict, adapt=self._is_default("valid_metric"), num_beams=beams):
             self.origin["valid_metric"] = DERIVED
         data_root = Path(str(self.final_config_dict["data_path"]))
@@ -129,10 +133,16 @@ class Config(RecBoleConfig):
             named = [layer["backbone"] for _, layer in layers if isinstance(layer.get("backbone"), str)]
             origin, layer = self._backbone_layer(self.external_config_dict.get("backbone"), named)
             layers.append((origin, layer))
-            tuned = preset("tuned", f"{layer.get('backbone')}-{self.dataset}")
-            if tuned.is_file():
-                layers.append((f"properties/{tuned.relative_to(root)}", _flat_sections(read_yaml(tuned))))
+            more = self._paradigm_files([*(own for _, own in layers), self.external_config_dict], layer.get("backbone"))
+            layers += [(f"properties/{p.relative_to(root)}", _flat_sections(read_yaml(p))) for p in more if p.is_file()]
         return layers
+
+    def _paradigm_files(self, layers: list[dict[str, Any]], backbone: object) -> list[Path]:
+        """Presets of the paradigm, of it with the backbone, and of both with the dataset; they need not exist."""
+        paradigm = next((layer["paradigm"] for layer in reversed(layers) if "paradigm" in layer), Settings().paradigm)
+        tuned = f"{backbone}-{self.dataset}" if paradigm == "lcrec" else f"{paradigm}-{backbone}-{self.dataset}"
+        names = ("paradigm", str(paradigm)), ("paradigm", f"{paradigm}-{backbone}"), ("tuned", tuned)
+        return [preset(kind, name) for kind, name in names]
 
     @staticmethod
     def _backbone_layer(given: object, named: list[str]) -> tuple[str, dict[str, Any]]:
@@ -177,6 +187,15 @@ class Config(RecBoleConfig):
                     target = FLAT_KEYS.get(key, key)
                     bag[target if "." in target else key] = value
         return build_settings(bag)
+
+    def _check_paradigm(self) -> None:
+        wanted = PARADIGM_OF.get(self.model, self.settings.paradigm)
+        if self.settings.paradigm != wanted:
+            other = next(name for name, paradigm in PARADIGM_OF.items() if paradigm != wanted)
+            raise UserError(
+                f"paradigm={self.settings.paradigm} contradicts model={self.model}, which is {wanted}: use "
+                f"--model={other} for plain fine-tuning with it, or leave --paradigm out."
+            )
 
     # ---- values
 

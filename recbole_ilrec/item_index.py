@@ -1,4 +1,7 @@
-"""Where the item identifiers of a run come from: an index file, or an RQ-VAE trained once and cached by content."""
+"""Where the item identifiers of a run come from.
+
+Semantic IDs from an index file, or from an RQ-VAE trained once and cached by content; titles from the item texts.
+"""
 
 import hashlib
 import json
@@ -9,14 +12,46 @@ from typing import Any
 import torch
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.base import ItemIdentifiers
 from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vectors
-from recbole_ilrec.identifiers.semantic_id import collision_report, read_index, write_index
+from recbole_ilrec.identifiers.semantic_id import SemanticIdentifiers, collision_report, read_index, write_index
+from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles
 from recbole_ilrec.identifiers.uniqueness import learn_identifiers
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
 
-TEXT_FIELDS = ("title", "movie_title", "name", "brand", "categories", "class", "description", "release_year")
+TEXT_FIELDS = (*TITLE_FIELDS, "brand", "categories", "class", "description", "release_year")
+
+
+def identifiers_of(config: Any, dataset: Any) -> ItemIdentifiers:
+    """Identifiers of the run's paradigm.
+
+    Raises:
+        UserError: a bad index file, or no texts where they are needed.
+    """
+    if config.settings.paradigm == "bigrec":
+        return title_identifiers(config, dataset)
+    return SemanticIdentifiers(item_identifiers(config, dataset))
+
+
+def title_identifiers(config: Any, dataset: Any) -> TitleIdentifiers:
+    """Titles of the dataset's items.
+
+    Raises:
+        UserError: no item has a title.
+    """
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    titles, missing = item_titles(dataset.item_texts[1:], tokens)
+    if missing == len(titles):
+        raise UserError(
+            f"dataset '{config['dataset']}' has no item titles, which paradigm=bigrec needs: none of the fields "
+            f"{', '.join(TITLE_FIELDS)} of {config['dataset']}.item holds text. Put that file beside the data with a "
+            "column title:token_seq, or use --paradigm=lcrec."
+        )
+    if missing:
+        logger.warning("%d of %d items have no title: their ids are used instead", missing, len(titles))
+    return TitleIdentifiers(tuple(titles), config.settings.bigrec.max_title_tokens)
 
 
 def item_identifiers(config: Any, dataset: Any) -> list[tuple[str, ...]]:
@@ -55,7 +90,7 @@ def _learned(
     path = Path(config["cache_dir"]) / f"{config['dataset']}-{key}.index.json"
     if path.is_file():
         return path, read_index(path, tokens)
-    vectors = _vectors(config, dataset, texts, settings)
+    vectors = index_vectors(config, dataset, texts, settings)
     logger.info("Learning semantic IDs of %d items from %s vectors (once; cached)", len(tokens), settings.embedding)
     identifiers = learn_identifiers(vectors, settings, config["seed"], progress=config["show_progress"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +103,12 @@ def item_texts(dataset: Any) -> list[str]:
     return [" ".join(t for f in TEXT_FIELDS if (t := fields.get(f, ""))) for fields in dataset.item_texts[1:]]
 
 
-def _vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:
+def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:
+    """Vectors of the real items, ``[I, d]``, of the kind that ``index.embedding`` names.
+
+    Raises:
+        UserError: they come from texts and there are none, or something they need is not given.
+    """
     if settings.embedding == "cf":
         from recbole_ilrec.reward_model import item_vectors
 

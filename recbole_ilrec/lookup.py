@@ -23,8 +23,14 @@ from recbole_ilrec.registry import Registry
 
 switch_off_anomaly_detection()
 
-MODELS: Registry[type] = Registry("model", {"ILRec": "recbole_ilrec.model:ILRec", "LCRec": "recbole_ilrec.model:LCRec"})
+MODELS: Registry[type] = Registry(
+    "model",
+    {name: f"recbole_ilrec.model:{name}" for name in ("ILRec", "LCRec", "BIGRec", "DPO", "SDPO", "RosePO", "SPRec")},
+)
 """Language models as recommenders: the rows of Table 1 that this package trains."""
+
+PARADIGM_OF = {"LCRec": "lcrec", "BIGRec": "bigrec"}
+"""Models whose name is that of a paradigm."""
 
 # fmt: off
 RUN_KEYS = frozenset((

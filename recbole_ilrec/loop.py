@@ -23,6 +23,7 @@ from recbole_ilrec.checkpoint import LOOP_STATE, checkpoints, load_state, random
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
+from recbole_ilrec.schema import AnswerBatch, TokenBatch
 from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,19 @@ class MicroBatches(Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: StepKey) -> dict[str, Any]:
-        """``batch`` and ``tokens``, the supervised tokens of the whole step (all micro-batches and processes)."""
+        """``batch`` and ``count``, which the loss of the whole step is the mean over (all micro-batches, processes)."""
         epoch, own, parts = key
-        batch = self._encode(epoch, own)
-        others = 0 if len(parts) == 1 else sum(len(self._encode(epoch, part).targets) for part in parts)
-        return {"batch": batch, "tokens": others or len(batch.targets)}
+        batch = self.encode(epoch, own)
+        others = 0 if len(parts) == 1 else sum(self.count(epoch, part) for part in parts)
+        return {"batch": batch, "count": others or batch.count}
 
-    def _encode(self, epoch: int, rows: np.ndarray):
+    def encode(self, epoch: int, rows: np.ndarray) -> TokenBatch | AnswerBatch:
+        """Some rows as they are in an epoch."""
         return self.encoder.collate([self.encoder.row(self.rows.example(epoch, row)) for row in rows])
+
+    def count(self, epoch: int, rows: np.ndarray) -> int:
+        """What these rows add to the number that the loss of their step is the mean over."""
+        return self.encode(epoch, rows).count
 
 
 class StepSampler(Sampler):
@@ -150,14 +156,14 @@ class StepTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean over the supervised tokens of the whole step, however it is cut (methods: A14)."""
+        """Mean over the supervised tokens (or answered rows) of the whole step, however it is cut (A14)."""
         unwrapped = self.accelerator.unwrap_model(model)
         unwrapped.epoch = float(self.state.epoch or 0.0)
         batch = inputs["batch"].to(self.args.device)
         sums = model(batch)
         # Processes average their gradients; the factor turns that average back into a sum.
-        loss = sums["loss"] * (self.args.world_size / inputs["tokens"])
-        self._note(sums, len(batch.targets))
+        loss = sums["loss"] * (self.args.world_size / inputs["count"])
+        self._note(sums, batch.count)
         if not math.isfinite(loss.item()):
             raise UserError(
                 f"training loss is {loss.item()} at step {self.state.global_step}; lower --learning_rate, or set "

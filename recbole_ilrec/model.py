@@ -19,8 +19,10 @@ from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
-from recbole_ilrec.item_index import item_identifiers
-from recbole_ilrec.objective import build_objective
+from recbole_ilrec.identifiers.title import TitleIdentifiers
+from recbole_ilrec.item_index import identifiers_of
+from recbole_ilrec.objective import build_objective, build_preference
+from recbole_ilrec.objective.preference import answer_log_probs, token_log_probs
 from recbole_ilrec.presets import properties_folder
 from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
@@ -28,7 +30,8 @@ from recbole_ilrec.prompt.template import load_template
 from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.reward.token_reward import legal_tokens, token_rewards
 from recbole_ilrec.reward_model import RewardModel, load_reward_model
-from recbole_ilrec.schema import LegalTokens, LossTerms, Ranking, TokenBatch
+from recbole_ilrec.schema import AnswerBatch, LegalTokens, LossTerms, Ranking, TokenBatch
+from recbole_ilrec.title_ranker import TitleRanker
 
 
 def to_pairs(interaction: Interaction, model: SequentialRecommender) -> Pairs:
@@ -54,6 +57,10 @@ class GenerativeRecommender(SequentialRecommender):
         config: the run's :class:`~recbole_ilrec.config.Config`; its ``settings`` decide everything.
         dataset: RecBole's data set (numbers of items, their external ids and texts).
 
+    Attributes:
+        objective: the loss over tokens; supervised fine-tuning where ``preference`` follows it.
+        preference: the loss over chosen and rejected answers, or ``None``.
+
     Raises:
         UserError: settings that do not fit the backbone, the prompt or the items.
     """
@@ -65,16 +72,21 @@ class GenerativeRecommender(SequentialRecommender):
         self.settings = settings = config.settings
         self.sequences = getattr(dataset, "sequences", None)
         self.time_field = config["TIME_FIELD"]
-        identifiers = item_identifiers(config, dataset)
+        items = identifiers_of(config, dataset)
         template = load_template(settings.prompt.template or settings.backbone.template, properties_folder() / "prompt")
-        item_tokens = sorted({token for identifier in identifiers for token in identifier})
-        self.backbone = build_backbone(settings.backbone, item_tokens, template.texts, config["seed"])
+        texts = [*template.texts, *items.texts]
+        self.backbone = build_backbone(settings.backbone, items.new_tokens, texts, config["seed"])
         tokenizer = self.backbone.tokenizer
-        self.catalog = self._catalog(identifiers, tokenizer)
+        self.catalog = self._catalog(items.token_ids(tokenizer), tokenizer)
         self.encoder = PromptEncoder(tokenizer, self.catalog, template, settings.prompt.max_length)
         self._check_rows(template, config["MAX_ITEM_LIST_LENGTH"])
+        self.preference = build_preference(settings.objective, settings.preference)
+        if self.preference is not None and "beta" in settings.ilrec.model_fields_set:
+            raise UserError(
+                f"beta is ILRec's (Eq. 7) and objective '{settings.objective}' does not read it: use --preference.beta."
+            )
         self.objective = build_objective(
-            settings.objective,
+            "sft" if self.preference is not None else settings.objective,
             settings.ilrec,
             self.catalog.item_token_mask(self.backbone.vocab_size),
             eos_id=tokenizer.eos_token_id,
@@ -89,11 +101,17 @@ class GenerativeRecommender(SequentialRecommender):
         self.epoch = 0.0
         self._load_reward_model = partial(load_reward_model, config, dataset)
         self._reward_model: RewardModel | None = None
+        self.list_length = settings.decode.num_beams
+        self.title_ranker: TitleRanker | None = None
+        if isinstance(items, TitleIdentifiers) and not settings.generates_lists:
+            self.title_ranker = TitleRanker(
+                config, dataset, self.backbone, self.encoder, items.titles, lambda: self.reward_model
+            )
+            self.list_length = max(config["topk"])
 
-    def _catalog(self, identifiers: list[tuple[str, ...]], tokenizer: Any) -> Catalog:
+    def _catalog(self, ids: list[list[int]], tokenizer: Any) -> Catalog:
         prompt, backbone = self.settings.prompt, self.settings.backbone
         append = backbone.append_eos if prompt.append_eos is None else prompt.append_eos
-        ids = [tokenizer.convert_tokens_to_ids(list(identifier)) for identifier in identifiers]
         try:
             return Catalog(ids, tokenizer.eos_token_id if append else None)
         except ValueError as error:
@@ -102,7 +120,7 @@ class GenerativeRecommender(SequentialRecommender):
     def _check_rows(self, template: Any, window: int) -> None:
         if self.settings.train.rows != "sequence":
             return
-        if not (template.continues and self.catalog.eos_id is None):
+        if not (template.continues and (template.ends_items or self.catalog.eos_id is None)):
             raise UserError(
                 f"train_rows=sequence needs a prompt that ends with its history and answers without an end token; "
                 f"prompt {template.name} or prompt.append_eos does not allow it; use --train_rows=prefix."
@@ -148,15 +166,36 @@ class GenerativeRecommender(SequentialRecommender):
             return None
         return legal.to(batch.input_ids.device)
 
-    def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Mapping[str, Tensor]:
-        """Sums over supervised tokens by name, ``loss`` first: what the training loop asks for."""
-        terms = self.loss_terms(batch, generator)
+    def answer_log_probs(self, batch: AnswerBatch) -> Tensor:
+        """Log-probability of each answer after its prompt, ``[B, A]``; -inf where there is none."""
+        states = self.backbone.answer_states(batch.input_ids, batch.position_ids, batch.segment, batch.select)
+        tokens = token_log_probs(self.backbone.head(states), batch.place, batch.targets)
+        return answer_log_probs(tokens, batch.answer, batch.present)
+
+    def _preference_terms(self, batch: AnswerBatch) -> LossTerms:
+        """Choice: the reference answers without dropout, and so does the policy, as in the common DPO trainer; else the
+        first ratios would be noise. ``preference.dropout: true`` trains with it.
+        """
+        assert self.preference is not None
+        assert batch.reference is not None
+        self.backbone.train(self.training and self.settings.preference.dropout)
+        return self.preference(self.answer_log_probs(batch), batch.reference, batch.smoothing)
+
+    def forward(
+        self, batch: TokenBatch | AnswerBatch, generator: torch.Generator | None = None
+    ) -> Mapping[str, Tensor]:
+        """Sums over the batch's ``count`` by name, ``loss`` first: what the training loop asks for."""
+        preferring = self._preference_terms
+        terms = preferring(batch) if isinstance(batch, AnswerBatch) else self.loss_terms(batch, generator)
         parts = {f"part/{name}": value.detach() for name, value in terms.parts.items()}
         monitors = {f"monitor/{name}": value.detach() for name, value in terms.monitors.items()}
         return {"loss": terms.total, **parts, **monitors}
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """RecBole's verb: mean loss over the supervised tokens of prefix rows."""
+        """RecBole's verb: mean loss over the supervised tokens of prefix rows.
+
+        For a preference model the loss of its supervised stage: an interaction holds no rejected items.
+        """
         pairs = to_pairs(interaction.cpu(), self)
         items = [np.append(h, t) for h, t in zip(pairs.histories(np.arange(len(pairs))), pairs.target, strict=True)]
         rows = [self.encoder.row(Example(row, np.array([number]))) for number, row in enumerate(items)]
@@ -169,12 +208,17 @@ class GenerativeRecommender(SequentialRecommender):
         return self.loss_terms(batch, legal=legal).total / len(batch.targets)
 
     def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None) -> Ranking:
-        """The best identifiers for each history by constrained beam search, in the order of ``pairs``."""
+        """The best identifiers for each history, in the order of ``pairs``: beams, or BIGRec's grounding."""
+        return self._rank(pairs, self.list_length, batch_size, progress)
+
+    def _rank(self, pairs: Pairs, count: int, batch_size: int, progress: str | None = None) -> Ranking:
+        if self.title_ranker is not None:
+            return self.title_ranker.rank(pairs, count, batch_size=batch_size, progress=progress)
         return rank_users(
             self.backbone,
             self.encoder,
             pairs.histories(np.arange(len(pairs))),
-            self.settings.decode,
+            self.settings.decode.model_copy(update={"num_beams": count}),
             batch_size=batch_size,
             device=self.backbone.device,
             progress=progress,
@@ -208,21 +252,13 @@ class GenerativeRecommender(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """RecBole's verb: exact log-probability of every item, ``[B, I + 1]``, by a beam as wide as the catalogue.
 
+        With BIGRec's grounding it is the negative distance instead (below the beams' scores where they come first).
         Meant for small catalogues and other people's tools; training and evaluation of this package never build
         a table of users and items.
         """
         pairs = to_pairs(interaction.cpu(), self)
         scores = torch.full((len(pairs), self.n_items), -torch.inf)
-        wide = self.settings.decode.model_copy(update={"num_beams": self.catalog.num_leaves})
-        ranking = rank_users(
-            self.backbone,
-            self.encoder,
-            pairs.histories(np.arange(len(pairs))),
-            wide,
-            batch_size=1,
-            device=self.backbone.device,
-            seen=pairs.seen(),
-        )
+        ranking = self._rank(pairs, self.catalog.num_leaves, batch_size=1)
         by_leaf = torch.full((len(pairs), self.catalog.num_leaves + 1), -torch.inf)
         by_leaf.scatter_(1, ranking.leaf.where(ranking.leaf >= 0, self.catalog.num_leaves), ranking.score)
         scores[:, 1:] = by_leaf[:, self.catalog.leaf_of_item[1:]]
@@ -235,3 +271,23 @@ class ILRec(GenerativeRecommender):
 
 class LCRec(GenerativeRecommender):
     """LC-Rec: supervised fine-tuning on semantic IDs (Eq. 1); its YAML sets ``objective: sft``."""
+
+
+class BIGRec(GenerativeRecommender):
+    """BIGRec: supervised fine-tuning on titles (Eq. 1); its YAML sets ``paradigm: bigrec``."""
+
+
+class DPO(GenerativeRecommender):
+    """Supervised fine-tuning, then direct preference optimisation; its YAML sets ``objective: dpo``."""
+
+
+class SDPO(GenerativeRecommender):
+    """S-DPO: supervised fine-tuning, then one chosen against several random items; ``objective: sdpo``."""
+
+
+class RosePO(GenerativeRecommender):
+    """RosePO: supervised fine-tuning, then smoothed DPO against the model's own wrong items; ``objective: rosepo``."""
+
+
+class SPRec(GenerativeRecommender):
+    """SPRec: rounds of fine-tuning and DPO against what the model itself recommended before; ``objective: dpo``."""

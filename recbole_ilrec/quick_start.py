@@ -34,7 +34,8 @@ def run_recbole_ilrec(
     """Train a model on a dataset and evaluate it.
 
     Args:
-        model: ``ILRec``, ``LCRec``, or a sequential model of RecBole.
+        model: a language model of this package (``ILRec``, ``LCRec``, ``BIGRec``, ``DPO``, ``SDPO``, ``RosePO``,
+            ``SPRec``) or a sequential model of RecBole.
         dataset: a folder in ``data_path``, or ``ml-100k``.
         config_file_list: YAML files, later ones win.
         config_dict: settings that win over the files.
@@ -134,7 +135,7 @@ def _check_places(config: Config, saved: bool) -> None:
 
 def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, Any]:
     if config.is_llm:
-        from recbole_ilrec.trainer import run_llm
+        from recbole_ilrec.stages import run_llm
 
         return run_llm(config, data, saved)
     from recbole_ilrec.classical import run_classical

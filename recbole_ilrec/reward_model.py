@@ -28,12 +28,13 @@ logger = logging.getLogger(__name__)
 
 _SELECTING = (*dataset_arguments, "eval_args", "repeatable", "seed", "reproducibility")
 # fmt: off
-_OUTCOME_FREE = frozenset((
+OUTCOME_FREE = frozenset((
     "data_path", "checkpoint_dir", "cache_dir", "device", "gpu_id", "use_gpu", "local_rank",
     "show_progress", "state", "num_threads", "worker", "saved", "eval_batch_size", "log_wandb",
     "wandb_project", "resume_from_checkpoint",
 ))
 # fmt: on
+"""Settings that do not change what comes out of a training; results are cached by the others."""
 
 
 class RewardModel:
@@ -153,7 +154,7 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
             "this dataset with the same filters, or leave reward_checkpoint out to train one."
         )
     stored = {key: state["config"][key] for key in keys_read_by(model_class) if key in state["config"]}
-    own = {key: value for key, value in stored.items() if key not in _SELECTING and key not in _OUTCOME_FREE}
+    own = {key: value for key, value in stored.items() if key not in _SELECTING and key not in OUTCOME_FREE}
     model = build_model(reward_config(config, own), dataset)
     load_weights(model, state["model"], folder)
     model.load_other_parameter(state["other_parameter"])
@@ -163,7 +164,7 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
 def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     few = {"topk": [dataset.item_num - 1]} if dataset.item_num <= 10 else {}  # the default of 10 would not fit
     own = reward_config(config, {**_preferred(config), **few})
-    outcome = {key: value for key, value in own.as_dict().items() if key not in _OUTCOME_FREE}
+    outcome = {key: value for key, value in own.as_dict().items() if key not in OUTCOME_FREE}
     identity = json.dumps([outcome, dataset.content_key()], sort_keys=True, default=str)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{key}"

@@ -3,11 +3,13 @@
 Legend used in every docstring of this package:
 ``B`` rows of a batch, ``T`` tokens of a padded row, ``N`` supervised tokens of a batch, ``V`` vocabulary, ``H`` hidden
 size, ``K`` candidate layers, ``I`` real items, ``W`` beams, ``M`` entries of a ragged list, ``E`` targets (items to
-predict) of a batch.
+predict) of a batch, ``A`` answers to a prompt, R of them rejected (``A = 1 + R``), ``P`` positions whose states are
+needed.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,10 +59,57 @@ class TokenBatch:
     target: Tensor
     ilrec_rows: Tensor | None = None
 
+    @property
+    def count(self) -> int:
+        """What a step's loss is the mean over: supervised tokens."""
+        return len(self.targets)
+
     def to(self, device: torch.device) -> "TokenBatch":
         """The same batch with every tensor on ``device``."""
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return TokenBatch(**moved)
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Prompts, each followed by all its answers, padded on the right: the prompt is encoded once for all of them.
+
+    An answer sees the prompt and itself, and continues the prompt's positions, as if it stood there alone. Its last
+    token predicts nothing and is left out.
+
+    Attributes:
+        input_ids: ``[B, T]`` int64.
+        position_ids: ``[B, T]`` int64.
+        segment: ``[B, T]`` int64; 0 in the prompt, ``1 + a`` in answer a, -1 in the padding.
+        select: ``[P]`` int64, flat index ``b * T + t`` of the positions that predict answer tokens, each once.
+        place: ``[N]`` int64, index into ``select`` for each answer token.
+        targets: ``[N]`` int64, the answer tokens.
+        answer: ``[N]`` int64, flat index ``b * A + a`` of the answer a token belongs to.
+        present: ``[B, A]`` bool, False where a row has no such answer. The chosen answer comes first.
+        reference: ``[B, A]`` float32 log-probabilities of the answers under the reference, or ``None``.
+        smoothing: ``[B, R]`` float32 chance that a pair is the wrong way round, or ``None``.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segment: Tensor
+    select: Tensor
+    place: Tensor
+    targets: Tensor
+    answer: Tensor
+    present: Tensor
+    reference: Tensor | None = None
+    smoothing: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """What a step's loss is the mean over: rows."""
+        return len(self.present)
+
+    def to(self, device: torch.device) -> "AnswerBatch":
+        """The same batch with every tensor on ``device``."""
+        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
+        return AnswerBatch(**moved)
 
 
 @dataclass(frozen=True)

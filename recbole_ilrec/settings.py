@@ -152,6 +152,26 @@ class PromptSettings(Section):
     """Tokens of a row at most; older history items are left out first, answers never."""
 
 
+class BIGRecSettings(Section):
+    """Titles as item identifiers, and how a generated title becomes a ranking of all items (``paradigm: bigrec``)."""
+
+    ranker: Literal["grounding", "constrained", "hybrid"] = "grounding"
+    """Free generation and the items nearest to it (as published), beams over the trie of titles, or those beams first
+    and then the items nearest to the best one."""
+    max_title_tokens: Annotated[int, Field(ge=4)] = 128
+    """Tokens of a title at most, its quotes included; a longer one is cut."""
+    beams: Natural = 4
+    """Beams of the free generation."""
+    max_new_tokens: Natural = 128
+    """Tokens of a freely generated title at most."""
+    embedder: Literal["base", "model"] = "base"
+    """Whose last hidden states are compared: the backbone's before training, or as it is now (``tiny``: always so)."""
+    gamma: NonNegative = 0.0
+    """Strength of the popularity or CF score in the distance; 0 leaves it out."""
+    weight_by: Literal["popularity", "cf"] = "popularity"
+    """What ``gamma`` weighs the distance by: interactions in the training part, or the reward model's scores."""
+
+
 class BackboneSettings(Section):
     """The language model: a preset in ``properties/backbone``, a folder, or a hub id."""
 
@@ -194,6 +214,53 @@ class RewardSettings(Section):
     """Temperature of the softmax over items that turns CF scores into R."""
     mask_history: bool = False
     """Give items of the history no probability in R."""
+
+
+class PreferenceSettings(Section):
+    """Preference training from a supervised model: DPO, S-DPO, RosePO (``--model=DPO|SDPO|RosePO``).
+
+    ``epochs``, ``learning_rate`` and ``train_batch_size`` of a run belong to its supervised stage.
+    """
+
+    beta: Positive = 0.1
+    """Strength of the tie to the supervised model (not Eq. 7's beta)."""
+    examples: Natural | None = None
+    """Take a random part of the training rows, another one in each round; default: all, as the paper does."""
+    negatives: Natural = 1
+    """Rejected items of an example."""
+    source: Literal["random", "popular", "similar", "self_hard"] = "random"
+    """Rejected items: drawn evenly, drawn by popularity, most like the target (by the vectors of ``index.embedding``),
+    or what the supervised model itself ranks first."""
+    fresh_negatives: bool = True
+    """Draw random and popular items anew in each epoch."""
+    num_beams: Natural = 10
+    """Beams of the search for ``self_hard`` items."""
+    loss: Literal["cdpo", "rdpo"] = "cdpo"
+    """RosePO's form of the smoothed loss: conservative, or robust."""
+    smoothing: Literal["personalised", "constant", "none"] = "none"
+    """RosePO's label smoothing: by the reward model for each pair, ``smoothing_rate`` for all, or none."""
+    smoothing_rate: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Chance that a pair is the wrong way round, with ``smoothing: constant``."""
+    smoothing_temperature: Positive = 1.0
+    """Temperature of the reward model's scores in ``smoothing: personalised``."""
+    max_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.49
+    """Greatest smoothing of a pair."""
+    epochs: Natural = 3
+    """Passes over the training rows, in each iteration."""
+    iterations: Natural = 1
+    """Rounds of drawing rejected items and training against them (SPRec)."""
+    supervised_epochs: Count = 0
+    """Epochs of supervised fine-tuning in each round, after its rejected items are drawn (SPRec)."""
+    learning_rate: Positive = 1e-5
+    """AdamW's step size."""
+    train_batch_size: Natural = 128
+    """Examples (a history with its chosen and rejected items) of an optimiser step."""
+    eval_step: Natural = 1
+    """Epochs between two validations."""
+    dropout: bool = False
+    """Train with the backbone's dropout, which the reference is free of."""
+    checkpoint: str | None = None
+    """Folder of an LCRec run on the same data to start from; default: trained once, cached by content, shared."""
 
 
 class TrainSettings(Section):
@@ -243,8 +310,8 @@ class DecodeSettings(Section):
 class Settings(Section):
     """All sections, and the two keys that name a row of Table 1."""
 
-    paradigm: Literal["lcrec"] = "lcrec"
-    """Item identifiers: semantic IDs (LC-Rec)."""
+    paradigm: Literal["lcrec", "bigrec"] = "lcrec"
+    """Item identifiers: semantic IDs (LC-Rec) or titles (BIGRec)."""
     objective: str = "ilrec"
     """Name of a loss in ``recbole_ilrec.objective``."""
     backbone_name: str = "tiny"
@@ -252,12 +319,19 @@ class Settings(Section):
     ilrec: ILRecSettings = ILRecSettings()
     index: IndexSettings = IndexSettings()
     prompt: PromptSettings = PromptSettings()
+    bigrec: BIGRecSettings = BIGRecSettings()
     backbone: BackboneSettings = BackboneSettings()
     reward: RewardSettings = RewardSettings()
+    preference: PreferenceSettings = PreferenceSettings()
     train: TrainSettings = TrainSettings()
     decode: DecodeSettings = DecodeSettings()
     eval_users: Natural | None = None
     """Evaluate the first n users only (for a quick look; the record says so)."""
+
+    @property
+    def generates_lists(self) -> bool:
+        """Whether a user's list is the beams of the search; false where all items are ranked by distance."""
+        return self.paradigm == "lcrec" or self.bigrec.ranker == "constrained"
 
 
 FLAT_KEYS: dict[str, str] = {

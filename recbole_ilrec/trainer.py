@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time, init_seed, set_color
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
@@ -80,30 +80,21 @@ class GenerativeTrainer:
             best validation score and the metrics of that evaluation.
         """
         train = self.config.settings.train
+        self.saved, self.show_progress = saved, show_progress
         pairs = to_pairs(train_data._dataset.inter_feat, self.model)
-        if self.model.objective.needs.rewards:
-            self.model.rewards = self._rewards(train_data._dataset, pairs, show_progress)
-        rows = TrainRows(
-            pairs,
-            rows=train.rows,
-            window=self.config["MAX_ITEM_LIST_LENGTH"],
-            variants=self.model.variants,
-            item_dropout=train.item_dropout,
-            seed=self.config["seed"],
-        )
+        batches, sizes, targets = self.training_batches(train_data._dataset, pairs)
         self.metrics.collector.data_collect(train_data)
         average = WeightAverage(self.model, train.ema) if train.ema else None
         if valid_data is not None:
             self.valid_pairs = _part(to_pairs(valid_data._dataset.inter_feat, self.model), train.valid_users)
             logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
-        self.saved, self.show_progress = saved, show_progress
         arguments = self._arguments()
         parts = train.gradient_accumulation * arguments.world_size
-        plan = StepPlan(rows.num_items, rows.num_targets, self.config["train_batch_size"], parts, self.config["seed"])
+        plan = StepPlan(sizes, targets, self.config["train_batch_size"], parts, self.config["seed"])
         loop = StepTrainer(
             self.model,
             arguments,
-            MicroBatches(rows, self.model.encoder),
+            batches,
             plan,
             evaluate=self._validate,
             extra_state=lambda: asdict(self.progress),
@@ -117,6 +108,30 @@ class GenerativeTrainer:
         )
         self._train(loop)
         return self.progress.best_score, self.progress.best_result
+
+    def training_batches(self, dataset: Any, pairs: Pairs) -> tuple[MicroBatches, np.ndarray, np.ndarray]:
+        """What to train on.
+
+        Args:
+            dataset: the training part of RecBole's data set.
+            pairs: its rows.
+
+        Returns:
+            the rows as batches; ``[rows]`` items of each, by which like lengths are put together; ``[rows]`` targets of
+            each, by which ``train_batch_size`` counts.
+        """
+        train = self.config.settings.train
+        if self.model.objective.needs.rewards:
+            self.model.rewards = self._rewards(dataset, pairs, self.show_progress)
+        rows = TrainRows(
+            pairs,
+            rows=train.rows,
+            window=self.config["MAX_ITEM_LIST_LENGTH"],
+            variants=self.model.variants,
+            item_dropout=train.item_dropout,
+            seed=self.config["seed"],
+        )
+        return MicroBatches(rows, self.model.encoder), rows.num_items, rows.num_targets
 
     def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:
         """Eq. 10 for every training target, once: the reward model is frozen."""
@@ -241,35 +256,3 @@ def _part(pairs: Pairs, users: int | None) -> Pairs:
     if users is None or users >= len(pairs):
         return pairs
     return pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), users, replace=False)))
-
-
-def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
-    """Build, train and evaluate the language model that ``config`` names.
-
-    Returns:
-        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
-        ``policies``, the test metrics under each collision policy.
-    """
-    init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, data.train._dataset).to(config["device"])
-    logger.info("%s: %d", set_color("Trainable parameters", "blue"), sum(p.numel() for p in model.parameters()))
-    trainer = GenerativeTrainer(config, model, run_folder(config))
-    show = config["show_progress"]
-    best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
-    return {
-        "best_valid_score": best_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_result,
-        "test_result": test_result,
-        "policies": trainer.policies,
-    }
-
-
-def run_folder(config: Any) -> Path:
-    """The folder that is resumed, or a new ``<checkpoint_dir>/<Model>-<dataset>-<time>``."""
-    given = config["resume_from_checkpoint"]
-    if given:
-        folder = Path(given)
-        return folder.parent if (folder / "trainer_state.json").is_file() else folder
-    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{get_local_time()}"

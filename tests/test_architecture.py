@@ -38,8 +38,8 @@ MAY_IMPORT = {
 SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
     "lookup", "config", "interaction_file", "dataset", "checkpoint", "collector", "classical", "reward_model",
-    "item_index", "model", "generative_metrics", "weights", "loop", "epochs", "trainer", "quick_start", "cli",
-    "__main__",
+    "item_index", "title_ranker", "model", "rejected", "generative_metrics", "weights", "loop", "epochs", "trainer",
+    "preference_trainer", "stages", "quick_start", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on
@@ -50,7 +50,7 @@ MAY_LOAD_THEM = frozenset(("loop", "epochs", "trainer"))
 
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 LONG_FILES = {
-    "settings.py": (380, "a list of fields with their help: splitting it would hide what can be set"),
+    "settings.py": (420, "a list of fields with their help: splitting it would hide what can be set"),
 }
 """Files over the limit -> their own limit and why."""
 

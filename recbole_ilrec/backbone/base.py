@@ -62,6 +62,11 @@ class Backbone(nn.Module):
         self._parts = (decoder, layers, norm)
 
     @property
+    def decoder(self) -> nn.Module:
+        """The transformer without its head."""
+        return self._parts[0]
+
+    @property
     def num_layers(self) -> int:
         """Decoder blocks L."""
         return len(self._parts[1])
@@ -125,6 +130,34 @@ class Backbone(nn.Module):
             for hook in hooks:
                 hook.remove()
 
+    def answer_states(self, input_ids: Tensor, position_ids: Tensor, segment: Tensor, select: Tensor) -> Tensor:
+        """One pass over prompts that are each followed by several answers (tree attention).
+
+        Args:
+            input_ids: ``[B, T]``.
+            position_ids: ``[B, T]``; every answer continues the positions of its prompt.
+            segment: ``[B, T]``; 0 in the prompt, another number in each answer, which sees the prompt and itself.
+            select: ``[P]`` flat positions.
+
+        Returns:
+            ``[P, H]`` normed states.
+        """
+        width = segment.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
+        seen = causal & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
+        hidden = self._parts[0](
+            input_ids=input_ids,
+            attention_mask=self._bias(seen[:, None]),
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.flatten(0, 1)[select]
+
+    def _bias(self, seen: Tensor) -> Tensor:
+        """A boolean mask as what is added to attention scores."""
+        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+        return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
+
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, DecodeState]:
         """Encode prompts once.
@@ -164,11 +197,9 @@ class Backbone(nn.Module):
         prompt = state.prompt[:, None, :].expand(-1, tokens.shape[1], -1)
         mask = torch.cat([prompt, visible], dim=-1)[:, None]
         positions = (state.length + depth)[:, None].expand(-1, tokens.shape[1])
-        bias = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
-        bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
         return self._parts[0](
             input_ids=tokens,
-            attention_mask=bias,
+            attention_mask=self._bias(mask),
             position_ids=positions,
             past_key_values=state.cache,
             use_cache=True,

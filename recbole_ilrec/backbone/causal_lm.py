@@ -1,13 +1,13 @@
 """Pretrained causal LMs of Hugging Face: a folder or a hub id, with item tokens added to vocabulary and embeddings."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_ilrec.backbone.base import Backbone
+from recbole_ilrec.backbone.text_states import text_states
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.settings import BackboneSettings
 
@@ -53,7 +53,27 @@ def _load(settings: BackboneSettings) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-@torch.no_grad()
+def base_states(
+    settings: BackboneSettings,
+    texts: Sequence[str],
+    *,
+    pooling: Literal["mean", "last"],
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> Tensor:
+    """Vectors of texts by the pretrained model as it was published; it is loaded for this and dropped again.
+
+    Returns:
+        ``[len(texts), H]`` float32; see :func:`~recbole_ilrec.backbone.text_states.text_states`.
+    """
+    tokenizer, model = _load(settings)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    decoder = model.get_decoder().to(device).eval()
+    return text_states(decoder, tokenizer, texts, pooling=pooling, batch_size=batch_size, progress=progress)
+
+
 def pooled_states(
     settings: BackboneSettings, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False
 ) -> Tensor:
@@ -64,18 +84,5 @@ def pooled_states(
     """
     if not settings.path:
         raise UserError("index.embedding=backbone needs a pretrained backbone; tiny has read nothing, use tfidf or cf.")
-    tokenizer, model = _load(settings)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    decoder = model.get_decoder().eval()
-    pooled = torch.zeros(len(texts), model.config.hidden_size)
-    rows = [row for row, text in enumerate(texts) if text.strip()]
-    for low in tqdm(range(0, len(rows), batch_size), desc="Item vectors", disable=not progress, ncols=100):
-        some = rows[low : low + batch_size]
-        batch = tokenizer(
-            [texts[row] for row in some], return_tensors="pt", padding=True, truncation=True, max_length=512
-        )
-        states = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
-        mask = batch["attention_mask"][..., None]
-        pooled[some] = (states * mask).sum(1) / mask.sum(1)
-    return pooled
+    label = "Item vectors" if progress else None
+    return base_states(settings, texts, pooling="mean", batch_size=batch_size, progress=label)

@@ -52,7 +52,8 @@ def beam_search(
 
     The score of an identifier is the sum of the log-probabilities of its tokens, over the whole vocabulary or, with
     ``renormalise``, over the legal tokens of each step. No length penalty: identifiers compete as whole sequences, and
-    a complete one keeps its place among longer ones by its score.
+    a complete one keeps its place among longer ones by its score. With ``renormalise`` the rest of the only identifier
+    below a prefix has probability 1, so the search goes to its end at once; titles need few steps that way.
 
     Args:
         stepper: the language model.
@@ -77,8 +78,11 @@ def beam_search(
         visible=torch.zeros(batch, 1, 0, dtype=torch.bool, device=device),
     )
     depth = 0
+    shortcut = trie.only_leaf() if renormalise else None
     while True:
         node, score, parent, token = _expand(stepper, trie, beams, num_beams, renormalise, banned)
+        if shortcut is not None:
+            node = torch.where(node >= 0, shortcut[node.clamp_min(0)], -1)
         open_beams = (node >= 0) & (trie.leaf[node.clamp_min(0)] < 0)
         if not bool(open_beams.any()):
             leaf = torch.where(node >= 0, trie.leaf[node.clamp_min(0)].long(), -1)

@@ -8,10 +8,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_ilrec.decoding.beam import Stepper, beam_search
+from recbole_ilrec.decoding.free import generate
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.schema import Ranking
-from recbole_ilrec.settings import DecodeSettings
+from recbole_ilrec.settings import BIGRecSettings, DecodeSettings
 
 
 def banned_positions(catalog: Catalog, histories: Sequence[np.ndarray]) -> Tensor:
@@ -82,6 +83,37 @@ def rank_users(
             leaf[rows, :found], score[rows, :found] = ranking.leaf.cpu(), ranking.score.cpu()
             bar.update(len(rows))
     return Ranking(leaf=leaf, score=score)
+
+
+def generate_users(
+    stepper: Stepper,
+    encoder: PromptEncoder,
+    histories: Sequence[np.ndarray],
+    settings: BIGRecSettings,
+    *,
+    eos_id: int,
+    batch_size: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> list[list[int]]:
+    """The freely generated answer of every user, as token ids in the order of ``histories``; see :func:`rank_users`."""
+    lengths = [len(history) for history in histories]
+    answers: list[list[int]] = [[] for _ in histories]
+    with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
+        for rows in _batches(np.argsort([-length for length in lengths], kind="stable"), lengths, batch_size):
+            ids, mask = encoder.prompts([histories[row] for row in rows])
+            found = generate(
+                stepper,
+                ids.to(device),
+                mask.to(device),
+                eos_id=eos_id,
+                num_beams=settings.beams,
+                max_new_tokens=settings.max_new_tokens,
+            )
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = answer
+            bar.update(len(rows))
+    return answers
 
 
 def _batches(order: np.ndarray, length: Sequence[int], batch_size: int) -> list[np.ndarray]:

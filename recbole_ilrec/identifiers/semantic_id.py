@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 from recbole_ilrec.errors import UserError
 
@@ -79,6 +80,27 @@ def write_index(path: str | os.PathLike[str], item_tokens: Sequence[str], identi
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@dataclass(frozen=True)
+class SemanticIdentifiers:
+    """Semantic IDs of items 1 .. I; see :class:`~recbole_ilrec.identifiers.base.ItemIdentifiers`."""
+
+    identifiers: Sequence[Identifier]
+
+    @property
+    def new_tokens(self) -> Sequence[str]:
+        """Every token that occurs, sorted as text (LC-Rec's order)."""
+        return sorted({token for identifier in self.identifiers for token in identifier})
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """None: every token is a new one."""
+        return ()
+
+    def token_ids(self, tokenizer: Any) -> list[list[int]]:
+        """Token ids of every item."""
+        return [tokenizer.convert_tokens_to_ids(list(identifier)) for identifier in self.identifiers]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,16 @@ class Trie:
         """The same trie with its arrays on ``device``."""
         return Trie(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def only_leaf(self) -> Tensor:
+        """``[nodes]`` int64: the node that ends the only identifier below each node; itself where there are several."""
+        ends = (self.leaf >= 0).nonzero().squeeze(1)
+        node_of_leaf = ends[self.leaf[ends].argsort()]
+        start = self.low[node_of_leaf].contiguous()
+        first = torch.searchsorted(start, self.low, right=True) - 1
+        last = torch.searchsorted(start, self.high - 1, right=True) - 1
+        itself = torch.arange(self.num_nodes, device=start.device)
+        return torch.where(first == last, node_of_leaf[first], itself)
+
     def fan_out(self, node: Tensor) -> tuple[Tensor, Tensor]:
         """First edge and number of children of each node; ``node == -1`` has none.
 

@@ -6,11 +6,13 @@ prompts, models or RecBole. A new one is a file with a class and a line in :data
 
 from torch import Tensor
 
+from recbole_ilrec.errors import unknown_name
 from recbole_ilrec.objective.base import Needs, Objective
+from recbole_ilrec.objective.preference import PreferenceObjective
 from recbole_ilrec.registry import Registry
-from recbole_ilrec.settings import ILRecSettings
+from recbole_ilrec.settings import ILRecSettings, PreferenceSettings
 
-__all__ = ["OBJECTIVES", "Needs", "Objective", "build_objective"]
+__all__ = ["OBJECTIVES", "PREFERENCES", "Needs", "Objective", "build_objective", "build_preference"]
 
 OBJECTIVES: Registry = Registry(
     "objective",
@@ -19,6 +21,17 @@ OBJECTIVES: Registry = Registry(
         "ilrec": "recbole_ilrec.objective.ilrec:ILRec",
     },
 )
+"""Losses over the supervised tokens of a row."""
+
+PREFERENCES: Registry = Registry(
+    "objective",
+    {
+        "dpo": "recbole_ilrec.objective.preference:DPO",
+        "sdpo": "recbole_ilrec.objective.preference:SoftmaxDPO",
+        "rosepo": "recbole_ilrec.objective.preference:RosePO",
+    },
+)
+"""Losses over chosen and rejected answers, after supervised fine-tuning."""
 
 
 def build_objective(
@@ -35,4 +48,11 @@ def build_objective(
     Raises:
         UserError: the name is unknown, or the settings ask for something that is not there.
     """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, [*OBJECTIVES, *PREFERENCES])
     return OBJECTIVES.get(name)(settings, item_tokens, eos_id=eos_id)
+
+
+def build_preference(name: str, settings: PreferenceSettings) -> PreferenceObjective | None:
+    """The preference loss called ``name`` in any case, or ``None`` where ``name`` is none of :data:`PREFERENCES`."""
+    return PREFERENCES.get(name)(settings) if name in PREFERENCES else None

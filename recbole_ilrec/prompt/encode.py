@@ -72,7 +72,7 @@ class PromptEncoder:
         self._before = [np.concatenate([np.array(bos, np.int64), encode(before)]) for before, _ in template.variants]
         self._after = [encode(after) for _, after in template.variants]
         self._separator = encode(template.separator)
-        end = catalog.eos_id is not None
+        end = catalog.eos_id is not None and not template.ends_items
         tokens, length = catalog.tokens.numpy(), catalog.length.numpy()
         self._answer = [row[:size] for row, size in zip(tokens, length, strict=True)]
         self._path = [row[:size] for row, size in zip(catalog.path.numpy(), length, strict=True)]
@@ -136,6 +136,14 @@ class PromptEncoder:
             parts.pop()
         return np.concatenate([*parts, after])
 
+    def prompt(self, history: Array, variant: int = 0) -> Array:
+        """Token ids of a prompt that leaves room for any answer."""
+        return self._prompt(history, variant, self.max_length - self.catalog.depth)
+
+    def answer(self, item: int) -> Array:
+        """Token ids of an item as an answer, the end token included where there is one."""
+        return self._answer[item]
+
     def collate(self, rows: Sequence[EncodedRow]) -> TokenBatch:
         """Pad rows on the right and list their supervised tokens."""
         width = max(len(row.ids) for row in rows)
@@ -152,8 +160,7 @@ class PromptEncoder:
         Returns:
             ids ``[B, T]`` int64 and mask ``[B, T]`` bool.
         """
-        room = self.max_length - self.catalog.depth
-        rows = [self._prompt(history, variant, room) for history in histories]
+        rows = [self.prompt(history, variant) for history in histories]
         width = max(map(len, rows))
         ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=bool)

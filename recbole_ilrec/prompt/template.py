@@ -9,6 +9,7 @@ import yaml
 from recbole_ilrec.errors import UserError
 
 SLOT = "{history}"
+END = "{end}"
 KEYS = ("separator", "frame", "templates")
 
 
@@ -21,11 +22,15 @@ class Template:
         separator: text between two items. When nothing follows the history, it also stands after the last one, so
             that the answer continues the list.
         name: where it came from.
+        ends_items: whether the end token stands after every item of the history, as it does after the answer
+            (``separator: "{end}"`` in the file). Then identifiers may begin one another although the answer continues
+            the history.
     """
 
     variants: tuple[tuple[str, str], ...]
     separator: str
     name: str
+    ends_items: bool = False
 
     @property
     def continues(self) -> bool:
@@ -67,4 +72,6 @@ def parse_template(spec: Any, where: str) -> Template:
             raise UserError(f"prompt template {where}: '{text}' needs exactly one {SLOT}.")
         before, after = full.split(SLOT)
         variants.append((before, after))
-    return Template(tuple(variants), str(spec.get("separator", "")), where)
+    separator = str(spec.get("separator", ""))
+    ends_items = separator == END
+    return Template(tuple(variants), "" if ends_items else separator, where, ends_items)

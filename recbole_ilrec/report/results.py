@@ -11,7 +11,7 @@ from typing import Any
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
-HEAD = ("Dataset", "Model", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "Minutes", "Memory", "Command")
+HEAD = ("Dataset", "Model", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory", "Command")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def _cells(record: Mapping[str, Any]) -> Iterable[str]:
     yield record["model"]
     yield from (f"{test[name]:.4f}" for name in METRICS)
     yield str(record["seed"])
-    yield f"{record['wall_seconds'] / 60:.1f}"
+    yield f"{record['cpu_seconds'] / 60:.1f}"
     yield f"{record['peak_memory_mb'] / 1000:.1f} GB"
     yield f"`{_typed(record['command'])}`"
 

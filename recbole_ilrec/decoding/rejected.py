@@ -1,0 +1,74 @@
+"""Rejected items that the model itself proposes: RosePO's and SPRec's self-hard negatives.
+
+Knows the beam search and the catalogue; never data sets or losses.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from recbole_ilrec.decoding.beam import Stepper
+from recbole_ilrec.decoding.users import rank_users
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.prompt.encode import PromptEncoder
+from recbole_ilrec.settings import DecodeSettings
+
+
+def self_hard_items(
+    stepper: Stepper,
+    encoder: PromptEncoder,
+    histories: Sequence[np.ndarray],
+    seen: Sequence[np.ndarray],
+    targets: np.ndarray,
+    *,
+    count: int,
+    num_beams: int,
+    batch_size: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> np.ndarray:
+    """The items that the model finds most probable after each history and that are wrong.
+
+    The search leaves out the target, whatever shares its identifier, and the past, so that a wrong item is always found
+    where there is one.
+
+    Args:
+        stepper: the language model, in evaluation mode.
+        encoder: builds the prompts.
+        histories: item ids of each row, oldest first.
+        seen: item ids that each user has already.
+        targets: ``[rows]`` the right items.
+        count: R, items of a row.
+        num_beams: width of the search.
+        batch_size: rows decoded together.
+        device: where the model is.
+        progress: label of a progress bar, none without.
+
+    Returns:
+        ``[rows, R]`` int32, the most probable first, 0 where none is left. Of items that share an identifier the first.
+    """
+    catalog = encoder.catalog
+    banned = [np.concatenate([past, _twins(catalog, item)]) for past, item in zip(seen, targets, strict=True)]
+    settings = DecodeSettings(num_beams=max(num_beams, count), exclude_history=True)
+    ranking = rank_users(
+        stepper,
+        encoder,
+        histories,
+        settings,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+        seen=banned,
+    )
+    leaf = ranking.leaf[:, :count]
+    items = catalog.item_order[catalog.leaf_start[leaf.clamp_min(0)]].where(leaf >= 0, 0)
+    found = np.zeros((len(histories), count), dtype=np.int32)
+    found[:, : items.shape[1]] = items.numpy()
+    return found
+
+
+def _twins(catalog: Catalog, item: int) -> np.ndarray:
+    """All items with the identifier of ``item``."""
+    leaf = catalog.leaf_of_item[item]
+    return catalog.item_order[catalog.leaf_start[leaf] : catalog.leaf_start[leaf + 1]].numpy()

@@ -1,0 +1,204 @@
+"""The stages of a run of a language model: supervised fine-tuning and, for some models, preference training after it.
+
+The supervised stage of a preference model is what ``--model=LCRec`` trains; all preference models on the same data,
+backbone and settings share it. Every stage but the last is kept by content in ``cache_dir`` with a manifest, is skipped
+when it is done and goes on where it was interrupted; the last one's folder is the run's own.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import get_local_time, init_seed, set_color
+
+from recbole_ilrec.checkpoint import STATE, checkpoints, fingerprint
+from recbole_ilrec.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.preference_trainer import PreferenceTrainer
+from recbole_ilrec.preparation.files import write_atomically
+from recbole_ilrec.rejected import KeptRows, chosen_rows, rejected_items
+from recbole_ilrec.report.record import Stopwatch, machine
+from recbole_ilrec.reward_model import OUTCOME_FREE
+from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
+from recbole_ilrec.trainer import BEST, GenerativeTrainer
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "stage.json"
+SUPERVISED = {"lcrec": "LCRec"}
+"""Paradigm -> the model whose training is the supervised stage."""
+_REPORTING = frozenset(("model", "metrics", "topk"))
+_OF_OTHER_STAGES: Any = {
+    **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
+    "train": {"save_steps", "keep_checkpoints", "log_steps"},
+}
+
+
+def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
+    """Build, train and evaluate the language model that ``config`` names, through all its stages.
+
+    Returns:
+        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
+        ``policies``, the test metrics under each collision policy.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    model = config.model_class(config, data.train._dataset).to(config["device"])
+    logger.info("%s: %d", set_color("Trainable parameters", "blue"), sum(p.numel() for p in model.parameters()))
+    if model.preference is None:
+        trainer = GenerativeTrainer(config, model, run_folder(config))
+    else:
+        trainer = _preference_trainer(config, model, data)
+    show = config["show_progress"]
+    best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    return {
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_result,
+        "test_result": test_result,
+        "policies": trainer.policies,
+    }
+
+
+def run_folder(config: Any) -> Path:
+    """The folder that is resumed, or a new ``<checkpoint_dir>/<Model>-<dataset>-<time>``."""
+    given = config["resume_from_checkpoint"]
+    if given:
+        folder = Path(given)
+        return folder.parent if (folder / "trainer_state.json").is_file() else folder
+    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{get_local_time()}"
+
+
+def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) -> PreferenceTrainer:
+    """The trainer of the last stage, all stages before it being done and its weights in the model.
+
+    A round is: the model proposes rejected items, is fine-tuned once more where ``preference.supervised_epochs`` says
+    so (SPRec), and learns to prefer the true items, with what it was just before that as the reference.
+    """
+    dataset = data.train._dataset
+    kept = KeptRows(config, model, dataset, config["show_progress"])
+    best = supervised_stage(config, model, data)
+    own = config.settings.preference
+    for round_ in range(own.iterations):
+        proposer = fingerprint(best)
+        pairs = to_pairs(dataset.inter_feat, model)
+        rows = chosen_rows(config, len(pairs), round_)
+        pairs = pairs.take(rows)
+        rejected = rejected_items(config, model, dataset, pairs, kept, weights=proposer, iteration=round_)
+        if own.supervised_epochs:
+            best = _more_supervision(config, model, data, proposer, round_)
+        init_seed(config["seed"], config["reproducibility"])  # the same whether a stage was trained or read
+        stage, start = preference_config(config), fingerprint(best)
+        last = round_ + 1 == own.iterations
+        further = [start, own.model_dump(), config["model"], round_]
+        folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
+        trainer = PreferenceTrainer(stage if last else _resumed(stage, folder), model, folder, start, rows, rejected)
+        if not last:
+            best = _train_once(trainer, data)
+    return trainer
+
+
+def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Path:
+    """Give ``model`` its supervised weights: those of ``preference.checkpoint``, the cached ones, or ones trained now.
+
+    Choice: A.4 says that preference training starts from the checkpoint of supervised fine-tuning, not from which
+    epoch: it is the best on validation, as ``--model=LCRec`` would report it.
+
+    Returns:
+        the checkpoint.
+
+    Raises:
+        UserError: ``preference.checkpoint`` is no checkpoint of such a run, or of other data or settings.
+    """
+    given = config.settings.preference.checkpoint
+    if given:
+        folder = Path(given)
+        best = folder / BEST if (folder / BEST / STATE).is_file() else folder
+        GenerativeTrainer(_supervised_config(config), model, folder).load_best(best)
+        return best
+    folder = _folder(config, model, data.train._dataset, "supervised", [])
+    return _train_once(GenerativeTrainer(_resumed(_supervised_config(config), folder), model, folder), data)
+
+
+def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, before: str, round_: int) -> Path:
+    """Fine-tune further from the weights called ``before``, with another order of the rows in each round."""
+    own = config.settings.preference
+    again = {"epochs": own.supervised_epochs, "learning_rate": own.learning_rate, "eval_step": own.eval_step}
+    folder = _folder(config, model, data.train._dataset, "supervised", [before, again, round_])
+    stage = _supervised_config(config, seed=config["seed"] + 1000 * (round_ + 1), **again)
+    init_seed(stage["seed"], stage["reproducibility"])
+    return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
+
+
+def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
+    """Train a stage that is not done, and load its best weights into the model.
+
+    Returns:
+        the checkpoint of these weights.
+    """
+    folder, config = trainer.run_folder, trainer.config
+    if not (folder / MANIFEST).is_file():
+        logger.info("Stage %s; kept in %s", config["model"], folder)
+        watch = Stopwatch()
+        score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
+        _finish(folder, {"stage": config["model"], "seed": config["seed"], "best_valid_score": score, **watch.read()})
+    trainer.load_best(folder / BEST)
+    return folder / BEST
+
+
+def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
+    """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
+    outcome = {
+        key: value
+        for key, value in config.as_dict().items()
+        if key not in OUTCOME_FREE | _REPORTING and key not in FLAT_KEYS and key.partition(".")[0] not in SECTIONS
+    }
+    settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
+    template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
+    items = hashlib.sha256(tokens).hexdigest()
+    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *further]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
+    return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"
+
+
+def _finish(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest that says a stage is done; what only served to go on with it is removed."""
+    with write_atomically(folder / MANIFEST) as stream:
+        json.dump({**content, **machine()}, stream, indent=1)
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def preference_config(config: Any) -> Any:
+    """The run's settings as the preference stage reads them."""
+    own = config.settings.preference
+    return _stage_config(
+        config,
+        config.settings,
+        epochs=own.epochs,
+        learning_rate=own.learning_rate,
+        train_batch_size=own.train_batch_size,
+        eval_step=own.eval_step,
+    )
+
+
+def _supervised_config(config: Any, **values: Any) -> Any:
+    settings = config.settings.model_copy(update={"objective": "sft"})
+    return _stage_config(config, settings, model=SUPERVISED[config.settings.paradigm], **values)
+
+
+def _resumed(config: Any, folder: Path) -> Any:
+    """The settings of a stage kept in ``folder``, which goes on from its newest checkpoint where there is one."""
+    resume = str(folder) if checkpoints(folder) else None
+    return _stage_config(config, config.settings, resume_from_checkpoint=resume)
+
+
+def _stage_config(config: Any, settings: Settings, **values: Any) -> Any:
+    stage = copy.copy(config)
+    stage.final_config_dict = {**config.final_config_dict, **values}
+    stage.settings = settings
+    return stage

@@ -1,0 +1,204 @@
+"""Preference models from end to end: a world with a known answer, shared stages, exact resume."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_ilrec import preference_trainer, rejected
+from recbole_ilrec.checkpoint import checkpoints, load_state
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.loop import StepTrainer
+from recbole_ilrec.preference_trainer import PreferenceBatches
+from recbole_ilrec.prompt.answers import PreferenceRows
+from recbole_ilrec.prompt.rejected import draw_rejected
+from recbole_ilrec.quick_start import run_recbole_ilrec
+from tests.worlds import (
+    QUICK,
+    compact_encoder,
+    pairs_of,
+    random_identifiers,
+    ring_world,
+    small_backbone,
+    small_catalog,
+    write_dataset,
+)
+
+LEARN = {
+    "epochs": 24,
+    "eval_step": 12,
+    "train_batch_size": 64,
+    "learning_rate": 5e-3,
+    "train.item_dropout": 0.0,
+    "train.ema": 0.0,
+    "topk": [1, 5],
+    "valid_metric": "NDCG@5",
+    "num_beams": 10,
+    "preference.learning_rate": 1e-3,
+    "preference.epochs": 2,
+}
+
+
+@pytest.fixture
+def ring(tmp_path, monkeypatch):
+    """The ring world as a data set, in a fresh working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dataset", "ring", *ring_world())
+    return tmp_path
+
+
+def run(model, **settings):
+    return run_recbole_ilrec(model, "ring", config_dict={**QUICK, **LEARN, **settings})
+
+
+def test_preference_training_keeps_the_next_item_that_is_a_function_of_the_last(ring, monkeypatch):
+    results = {"SDPO": run("SDPO")}
+    supervised = list((ring / "saved" / "cache" / "supervised").iterdir())
+    compute = StepTrainer.compute_loss
+
+    def only_preferences(self, model, inputs, *args, **kwargs):
+        assert hasattr(inputs["batch"], "reference"), "the supervised stage is shared"
+        return compute(self, model, inputs, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepTrainer, "compute_loss", only_preferences)
+        results |= {model: run(model) for model in ("RosePO", "DPO")}
+    assert list((ring / "saved" / "cache" / "supervised").iterdir()) == supervised
+    results["SPRec"] = run("SPRec", **{"preference.epochs": 1})
+    kept = (ring / "saved" / "cache").glob("*/*-ring-*/stage.json")
+    assert sorted(path.parent.name.partition("-")[0] for path in kept) == [*["LCRec"] * 4, *["SPRec"] * 2]
+    assert {model: result["test_result"]["hit@1"] for model, result in results.items()} == dict.fromkeys(results, 1.0)
+    manifest = json.loads((supervised[0] / "stage.json").read_text())
+    assert manifest["stage"] == "LCRec"
+    assert manifest["wall_seconds"] > 0
+    assert not checkpoints(supervised[0])
+
+
+SHORT = {
+    "epochs": 2,
+    "eval_step": 1,
+    "train_batch_size": 40,
+    "train.ema": 0.9,
+    "train.valid_users": 20,
+    "save_steps": 2,
+    "train.keep_checkpoints": 50,
+    "preference.train_batch_size": 60,
+    "train.log_steps": 1,
+}
+
+
+class Interrupted(Exception):
+    """Stands for a power cut."""
+
+
+def only_run(root, model="SDPO"):
+    (found,) = (path for path in (root / "saved").iterdir() if path.name.startswith(f"{model}-"))
+    return found
+
+
+def final_weights(folder):
+    last = load_state(checkpoints(folder)[-1])
+    return {**last["model"], **{f"average.{k}": v for k, v in last["average"].items()}}
+
+
+def cut_short(patch, owner, name, calls):
+    """Let a method work for so many calls and then fail."""
+    whole, done = getattr(owner, name), []
+
+    def cut(*args, **kwargs):
+        done.append(1)
+        if len(done) > calls:
+            raise Interrupted
+        return whole(*args, **kwargs)
+
+    patch.setattr(owner, name, cut)
+
+
+def test_a_run_killed_in_any_stage_and_started_again_equals_the_straight_one_bit_for_bit(ring, monkeypatch):
+    monkeypatch.setattr(rejected, "PART", 200)
+    short = {**SHORT, "preference.source": "self_hard", "preference.negatives": 2}
+    straight = run("SDPO", **short)
+    wanted = final_weights(only_run(ring))
+    (ring / "saved").rename(ring / "straight")
+    cuts = [(StepTrainer, "compute_loss", 9), (rejected, "self_hard_items", 1)]
+    cuts += [(preference_trainer, "encode_answers", 250), (preference_trainer, "encode_answers", 900)]
+    for owner, name, calls in cuts:
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            cut_short(patch, owner, name, calls)
+            run("SDPO", **short)
+        torch.manual_seed(999)  # what happened in between does not matter
+    folder = only_run(ring)
+    assert checkpoints(folder), "the last cut was in the preference stage"
+    resumed = run("SDPO", resume_from_checkpoint=str(folder), **short)
+    for key in ("test_result", "best_valid_result", "best_valid_score"):
+        assert resumed[key] == straight[key]
+    got = final_weights(folder)
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def losses(folder):
+    state = json.loads((checkpoints(folder)[-1] / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_training_starts_at_the_reference_whatever_the_dropout_and_however_a_step_is_cut(ring):
+    run("SDPO", **SHORT)
+    one = losses(only_run(ring))
+    only_run(ring).rename(ring / "one")
+    (supervised,) = (ring / "saved" / "cache" / "supervised").iterdir()
+    run("SDPO", **{**SHORT, "preference.checkpoint": str(supervised), "gradient_accumulation_steps": 3})
+    assert one[0] == pytest.approx(math.log(6), abs=2e-4)
+    assert one[-1] < one[0]
+    assert one == pytest.approx(losses(only_run(ring)), rel=1e-3)
+
+
+def test_a_given_supervised_run_is_started_from(ring):
+    given = {**SHORT, "preference.epochs": 1}
+    run("LCRec", **SHORT)
+    run("DPO", **{"preference.checkpoint": str(only_run(ring, "LCRec")), "preference.examples": 50, **given})
+    assert not (ring / "saved" / "cache" / "supervised").exists()
+    with pytest.raises(UserError, match="no checkpoint"):
+        run("DPO", **{"preference.checkpoint": str(ring), **given})
+    with pytest.raises(UserError, match="another model"):
+        run("DPO", **{"preference.checkpoint": str(only_run(ring, "DPO")), **given})
+
+
+def test_the_beta_of_another_method_is_one_line(ring):
+    with pytest.raises(UserError, match="use --preference.beta"):
+        run("SDPO", beta=0.5)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"preference.loss": "ipo"}, {"preference.smoothing_rate": 0.5}, {"preference.betta": 1}]
+)
+def test_a_wrong_preference_setting_is_one_line(ring, bad):
+    with pytest.raises(UserError, match="preference"):
+        run("RosePO", **bad)
+
+
+def test_similar_items_without_texts_are_one_line(ring):
+    with pytest.raises(UserError, match="preference.source=similar compares item texts"):
+        run("DPO", **{**SHORT, "epochs": 1, "preference.source": "similar"})
+
+
+def test_every_epoch_finds_its_own_answers_in_the_reference_and_the_smoothing():
+    chance = np.random.default_rng(0)
+    backbone = small_backbone(6)
+    encoder = compact_encoder(backbone, small_catalog(backbone, random_identifiers(chance, 20, 6, (1, 2, 3))))
+    pairs = pairs_of([[1, 2, 3, 4], [5, 6, 7]], 4)
+    drawn = np.stack([draw_rejected(pairs, np.arange(21), 3, seed=0, draw=draw) for draw in range(2)])
+    rows = PreferenceRows(pairs, drawn)
+    by_row = np.stack([rows.all_answers(row).answers for row in range(len(rows))]).astype(np.float32)
+    batches = PreferenceBatches(
+        rows, encoder, by_row, -by_row[:, 1:]
+    )  # the numbers of the items stand for their scores
+    for epoch in range(3):
+        some = np.array([4, 0, 2])
+        batch = batches.encode(epoch, some)
+        wanted = np.stack([rows.example(epoch, row).answers for row in some])
+        assert batch.reference.tolist() == wanted.tolist()
+        assert batch.smoothing.tolist() == (-wanted[:, 1:]).tolist()
+        assert batch.count == batches.count(epoch, some) == 3
