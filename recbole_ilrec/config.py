@@ -238,8 +238,8 @@ class Config(RecBoleConfig):
         modes = set(self.final_config_dict["eval_args"]["mode"].values())
         if self.settings.decode.exclude_history and modes != {"full"}:
             raise UserError(
-                "exclude_history=true (given, or set for this data set) needs eval_args.mode=full: sampled candidates are "
-                "not filtered. Set --exclude_history=false."
+                "exclude_history=true (given, or set for this data set) needs eval_args.mode=full: sampled candidates "
+                "are not filtered. Set --exclude_history=false."
             )
 
     def compatibility_settings(self) -> None:
