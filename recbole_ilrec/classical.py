@@ -32,6 +32,10 @@ from recbole_ilrec.collector import Collector
 from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import Data
 from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.evaluation.topk import TargetPlaces
+from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
+from recbole_ilrec.report.costs import note, note_earlier, spent_on
+from recbole_ilrec.report.record import Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class ClassicalTrainer(RecBoleTrainer):
             first checkpoint.
         log_folder: where TensorBoard's events go; ``None`` for RecBole's ``./log_tensorboard/<run>``.
         finished: the resumed run had already come to its end, so :meth:`fit` has nothing left to do.
+        spent: seconds and epochs of training so far, those before an interruption included.
     """
 
     def __init__(self, config: Config, model: AbstractRecommender):
@@ -84,6 +89,9 @@ class ClassicalTrainer(RecBoleTrainer):
         self.tot_item_num: int | None = None
         self.finished = False
         self.log_folder: Path | None = None
+        self.spent: dict[str, float] = {}
+        self._watch, self._before = Stopwatch(), dict(self.spent)
+        self._places: tuple[Tensor, TargetPlaces] | None = None
         self._resumed: dict[str, Any] | None = None
         self._items = ""
         self._saved = False
@@ -112,6 +120,8 @@ class ClassicalTrainer(RecBoleTrainer):
         """
         self._saved = saved
         self._items = items_key(train_data._dataset)
+        self._watch = Stopwatch()
+        note_earlier(self.spent)
         if self.finished:
             self.eval_collector.data_collect(train_data)
             return self.best_valid_score, self.best_valid_result
@@ -125,6 +135,7 @@ class ClassicalTrainer(RecBoleTrainer):
                 super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         finally:
             self.tensorboard.close()
+        note(epochs=len(self.train_loss_dict) - self._before.get("epochs", 0))
         if saved and self.train_loss_dict:
             self._save_resumable(max(self.train_loss_dict) + 1, train_data, finished=True)
         return self.best_valid_score, self.best_valid_result
@@ -154,11 +165,13 @@ class ClassicalTrainer(RecBoleTrainer):
             "items": self._items,
             "config": _plain(self.config.as_dict()),
         }
+        self.save_ranks("valid")
         save_state(self.saved_model_file, content, kind=self.config["model"])
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
 
     def _save_resumable(self, next_epoch: int, train_data: AbstractDataLoader, *, finished: bool) -> None:
+        self.spent = {**self._watch.read(self._before), "epochs": len(self.train_loss_dict)}
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -170,6 +183,7 @@ class ClassicalTrainer(RecBoleTrainer):
             "best_valid_result": self.best_valid_result,
             "train_loss": self.train_loss_dict,
             "finished": finished,
+            "spent": self.spent,
         }
         save_state(self.folder / LAST, content, kind=self.config["model"])
 
@@ -197,6 +211,8 @@ class ClassicalTrainer(RecBoleTrainer):
         if state["best_valid_result"] is not None:
             self.best_valid_result = OrderedDict(state["best_valid_result"])
         self.train_loss_dict = dict(state["train_loss"])
+        self.spent = dict(state.get("spent", {}))
+        self._before = dict(self.spent)
         stopped = bool(state["finished"] and self.cur_step > self.stopping_step)
         self.finished = stopped or self.start_epoch >= self.epochs
         self._resumed = state
@@ -226,8 +242,16 @@ class ClassicalTrainer(RecBoleTrainer):
         if load_best_model:
             self.load_best(model_file)
         self._evaluated = eval_data._dataset
+        self.eval_collector.places.clear()
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        self._places = self.eval_collector.take_places()
         return OrderedDict((name, float(value)) for name, value in result.items())
+
+    def save_ranks(self, split: str) -> None:
+        """Keep where the true items stood in the last evaluation, if all items were ranked in it."""
+        if self._places is not None:
+            about = {"model": self.config["model"], "dataset": self.config["dataset"], "split": split}
+            write_ranks(ranks_file(self.folder, split), *self._places, about)
 
     def _full_sort_batch_eval(self, batched_data: tuple[Any, ...]) -> tuple[Any, ...]:
         interaction, history, positive_u, positive_i = batched_data
@@ -266,7 +290,8 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
         saved: keep checkpoints and test the best epoch; otherwise test the last one.
 
     Returns:
-        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``.
+        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
+        ``parameters`` that were trained, and ``folder``, where the run was saved.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{config.model} is trained in one process: start it without torchrun.")
@@ -277,13 +302,19 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
     if config["resume_from_checkpoint"]:
         trainer.resume_checkpoint(config["resume_from_checkpoint"])
     show = config["show_progress"]
-    score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    with spent_on("supervised"):
+        score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    with spent_on("evaluation"):
+        test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    if saved:
+        trainer.save_ranks("test")
     return {
         "best_valid_score": float(score),
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": valid,
         "test_result": test,
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "folder": str(trainer.folder) if saved else None,
     }
 
 

@@ -15,16 +15,23 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import Register
 from torch import Tensor
 
+from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
+
 _OF_ONE_EVALUATION = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
 
 
 class Collector(RecBoleCollector):
-    """RecBole's collector; :meth:`collect_hits` takes the place of a dense score matrix for generative models."""
+    """RecBole's collector; :meth:`collect_hits` takes the place of a dense score matrix for generative models.
+
+    Attributes:
+        places: users and the places of their true items, batch by batch, since :meth:`take_places` was called.
+    """
 
     register: Register
 
     def __init__(self, config: RecBoleConfig):
         super().__init__(config)
+        self.places: list[tuple[Tensor, TargetPlaces]] = []
         self._other_needs = copy.copy(self.register)
         for need in ("rec.items", "rec.topk"):
             setattr(self._other_needs, need, False)
@@ -60,6 +67,9 @@ class Collector(RecBoleCollector):
             positive_u: ``[P]`` row of each target.
             positive_i: ``[P]`` internal id of each target.
         """
+        if len(interaction) == len(scores_tensor) == len(positive_i):  # every item is ranked, one is the target
+            users = interaction[self.config["USER_ID_FIELD"]].cpu()
+            self.places.append((users, _places(scores_tensor, positive_i.to(scores_tensor.device))))
         if self.register.need("rec.items") or self.register.need("rec.topk"):
             self._collect_lists(scores_tensor, positive_u, positive_i)
         full, self.register = self.register, self._other_needs
@@ -78,6 +88,13 @@ class Collector(RecBoleCollector):
             result = torch.cat([hits * recommended, positives[:, None]], dim=1).int()
             self.data_struct.update_tensor("rec.topk", result)
 
+    def take_places(self) -> tuple[Tensor, TargetPlaces] | None:
+        """All users and places so far, which are then forgotten; ``None`` where only some items were ranked."""
+        taken, self.places = self.places, []
+        if not taken:
+            return None
+        return torch.cat([users for users, _ in taken]), TargetPlaces.cat([places for _, places in taken])
+
     def get_data_struct(self) -> DataStruct:
         """What was collected, on the CPU; forgets what belongs to this evaluation, keeps what came from training."""
         collected = DataStruct()
@@ -91,6 +108,21 @@ class Collector(RecBoleCollector):
             if key in self.data_struct:
                 del self.data_struct[key]
         return collected
+
+
+def _places(scores: Tensor, target: Tensor) -> TargetPlaces:
+    """Where the target of each row stands among the scores; items of an equal score are a group, in item order."""
+    own = scores.gather(1, target[:, None])
+    found = (own > -torch.inf)[:, 0]
+    before = (scores > own).sum(1)
+    tied = scores == own
+    within = (tied & (torch.arange(scores.shape[1], device=scores.device) < target[:, None])).sum(1)
+    return TargetPlaces(
+        before=torch.where(found, before, MISSING).cpu(),
+        group=torch.where(found, tied.sum(1), 1).cpu(),
+        within=torch.where(found, within, 0).cpu(),
+        beam=torch.where(found, before, MISSING).cpu(),
+    )
 
 
 def _hits(items: Tensor, row: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

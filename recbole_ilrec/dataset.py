@@ -5,8 +5,6 @@ before for validation. What differs: the ``.inter`` file is checked row by row, 
 are read as they stand in the ``.item`` file, and augmentation is vectorised.
 """
 
-import hashlib
-import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -23,12 +21,12 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureSource, FeatureType, set_color
-from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
 from recbole_ilrec.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.interaction_file import read_interactions
+from recbole_ilrec.outcome import data_key
 
 logger = logging.getLogger(__name__)
 
@@ -183,17 +181,8 @@ class SequenceDataset(SequentialDataset):
         )
 
     def content_key(self) -> str:
-        """SHA-256 over the data files and the settings that select from them: names what is learned from this data."""
-        digest = hashlib.sha256()
-        for suffix in ("inter", "item"):
-            path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
-            if path.is_file():
-                with path.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-            digest.update(suffix.encode())
-        selecting = {key: self.config[key] for key in (*dataset_arguments, "eval_args", "repeatable")}
-        digest.update(json.dumps(selecting, sort_keys=True, default=str).encode())
-        return digest.hexdigest()
+        """See :func:`recbole_ilrec.outcome.data_key`."""
+        return data_key(self.config)
 
 
 @dataclass(frozen=True)
@@ -253,6 +242,7 @@ class Data:
         train: RecBole's loader of training rows, shuffled by a generator of its own.
         valid: loader of validation rows, one a user.
         test: loader of test rows, one a user; their history holds the validation item.
+        rows: rows of each part before ``eval_users`` took the first of them.
         statistics: the dataset's counts before augmentation, one line.
     """
 
@@ -260,6 +250,7 @@ class Data:
     train: AbstractDataLoader
     valid: AbstractDataLoader
     test: AbstractDataLoader
+    rows: dict[str, int]
     statistics: str
 
 
@@ -287,6 +278,7 @@ def build_data(config: Config) -> Data:
                 f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={rule}. "
                 "Leave-one-out needs users with 4 interactions or more; use longer sequences."
             )
+    rows = {phase: len(split) for phase, split in zip(("train", "valid", "test"), splits, strict=True)}
     splits = [splits[0], *(_first_users(split, config.settings.eval_users) for split in splits[1:])]
     samplers = create_samplers(config, dataset, splits)
     train, valid, test = (
@@ -294,7 +286,7 @@ def build_data(config: Config) -> Data:
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
     _log_batches(config)
-    return Data(dataset, train, valid, test, statistics)
+    return Data(dataset, train, valid, test, rows, statistics)
 
 
 def _first_users(split: SequenceDataset, count: int | None) -> SequenceDataset:

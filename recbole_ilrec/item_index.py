@@ -17,6 +17,7 @@ from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vector
 from recbole_ilrec.identifiers.semantic_id import SemanticIdentifiers, collision_report, read_index, write_index
 from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles
 from recbole_ilrec.identifiers.uniqueness import learn_identifiers
+from recbole_ilrec.report.costs import spent_on
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 TEXT_FIELDS = (*TITLE_FIELDS, "brand", "categories", "class", "description", "release_year")
 
 
+@spent_on("identifiers")
 def identifiers_of(config: Any, dataset: Any) -> ItemIdentifiers:
     """Identifiers of the run's paradigm.
 

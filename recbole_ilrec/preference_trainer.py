@@ -18,6 +18,7 @@ from recbole_ilrec.prompt.answers import PreferenceRows, collate_answers, encode
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.rejected import KeptRows
+from recbole_ilrec.report.costs import spent_on
 from recbole_ilrec.schema import AnswerBatch
 from recbole_ilrec.trainer import GenerativeTrainer
 
@@ -93,7 +94,8 @@ class PreferenceTrainer(GenerativeTrainer):
         )
         digest = hashlib.sha256(self.chosen.tobytes() + self.rejected.tobytes()).hexdigest()
         what = {"weights": self.start, "rows and rejected items": digest}
-        reference = kept.get("reference", what, len(rows), lambda some: self._log_probs(rows, some))
+        with spent_on("reference"):
+            reference = kept.get("reference", what, len(rows), lambda some: self._log_probs(rows, some))
         against = reference[:, 1:]
         logger.info(
             "%d rejected items (%s) for %d rows; mean log-probability of chosen items %.3f, of rejected ones %.3f",

@@ -12,11 +12,13 @@ import torch
 from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
+from recbole_ilrec.certificate import evaluation_certificate
 from recbole_ilrec.checkpoint import resumable
 from recbole_ilrec.config import Config, MissingDataset
 from recbole_ilrec.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
+from recbole_ilrec.report.costs import ledger, spent_on
 from recbole_ilrec.report.record import Stopwatch, append_record, machine
 
 logger = logging.getLogger(__name__)
@@ -90,17 +92,22 @@ def run(config: Config, saved: bool = True) -> dict[str, Any]:
     logger.info(sys.argv)
     logger.info(config)
     _check_places(config, saved)
-    data = build_data(config)
-    logger.info(data.statistics)
-    result = _train_and_evaluate(config, data, saved)
-    result["record"] = _record(config, result, watch) if saved else None
+    with ledger() as costs:
+        with spent_on("data"):
+            data = build_data(config)
+        logger.info(data.statistics)
+        result = _train_and_evaluate(config, data, saved)
+    certificate = evaluation_certificate(config, data, result) if saved else {}
+    result["record"] = _record(config, result, certificate, {**watch.read(), "stages": costs.stages}) if saved else None
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
 
 
-def _record(config: Config, result: Mapping[str, Any], watch: Stopwatch) -> str | None:
+def _record(
+    config: Config, result: Mapping[str, Any], certificate: Mapping[str, Any], costs: Mapping[str, Any]
+) -> str | None:
     """File to which the run's line was added; a disk that is full now must not cost the result."""
     line = {
         "model": config.model,
@@ -111,7 +118,9 @@ def _record(config: Config, result: Mapping[str, Any], watch: Stopwatch) -> str 
         "result": result,
         "settings": config.settings.model_dump(mode="json", by_alias=True) if config.is_llm else None,
         "config": config.as_dict(),
-        **watch.read(),
+        "evaluation": certificate,
+        **costs,
+        "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if config["use_gpu"] else None,
         **machine(),
     }
     path = Path(config["checkpoint_dir"]) / "records.jsonl"

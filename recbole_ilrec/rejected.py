@@ -22,6 +22,7 @@ from recbole_ilrec.item_index import index_vectors, item_texts
 from recbole_ilrec.model import GenerativeRecommender
 from recbole_ilrec.prompt.rejected import draw_rejected, similar_items
 from recbole_ilrec.prompt.rows import Pairs
+from recbole_ilrec.report.costs import note, spent_on
 
 Array = np.ndarray
 PART = 4096
@@ -84,6 +85,7 @@ def chosen_rows(config: Any, rows: int, iteration: int = 0) -> Array:
     return np.sort(chance.choice(rows, count, replace=False))
 
 
+@spent_on("sampling")
 def rejected_items(
     config: Any,
     model: GenerativeRecommender,
@@ -113,7 +115,9 @@ def rejected_items(
         ``[D, rows, R]`` item ids of D draws, 0 where there is none.
     """
     own = config.settings.preference
+    note(sampling_passes=1)
     if own.source == "self_hard":
+        note(search_passes=1)
         model.eval()
         seen = pairs.seen()
         part = [own.examples, iteration] if own.examples else None

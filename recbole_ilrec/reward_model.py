@@ -22,19 +22,13 @@ from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.lookup import find_model, keys_read_by
+from recbole_ilrec.outcome import OUTCOME_FREE
 from recbole_ilrec.presets import preset, read_yaml
+from recbole_ilrec.report.costs import note_earlier, spent_on
 
 logger = logging.getLogger(__name__)
 
 _SELECTING = (*dataset_arguments, "eval_args", "repeatable", "seed", "reproducibility")
-# fmt: off
-OUTCOME_FREE = frozenset((
-    "data_path", "checkpoint_dir", "cache_dir", "device", "gpu_id", "use_gpu", "local_rank",
-    "show_progress", "state", "num_threads", "worker", "saved", "eval_batch_size", "log_wandb",
-    "wandb_project", "resume_from_checkpoint",
-))
-# fmt: on
-"""Settings that do not change what comes out of a training; results are cached by the others."""
 
 
 class RewardModel:
@@ -161,6 +155,7 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     return model
 
 
+@spent_on("reward model")
 def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     few = {"topk": [dataset.item_num - 1]} if dataset.item_num <= 10 else {}  # the default of 10 would not fit
     own = reward_config(config, {**_preferred(config), **few})
@@ -178,5 +173,7 @@ def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
         logger.info("Training the reward model %s (once; kept in %s)", own.model, folder)
         data = build_data(own)
         trainer.fit(data.train, data.valid, saved=True, show_progress=own["show_progress"])
+    else:
+        note_earlier(trainer.spent)
     trainer.load_best()
     return trainer.model

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from recbole.utils import get_local_time, init_seed, set_color
 
 from recbole_ilrec.checkpoint import STATE, checkpoints, fingerprint
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.outcome import HOW_OFTEN_SAVED, outcome_settings
 from recbole_ilrec.preference_trainer import PreferenceTrainer
 from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.rejected import KeptRows, chosen_rows, rejected_items
-from recbole_ilrec.report.record import Stopwatch, machine
-from recbole_ilrec.reward_model import OUTCOME_FREE
-from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
+from recbole_ilrec.report.costs import note_earlier, spent_on
+from recbole_ilrec.report.record import machine
+from recbole_ilrec.settings import Settings
 from recbole_ilrec.trainer import BEST, GenerativeTrainer
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ SUPERVISED = {"lcrec": "LCRec"}
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
     **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
-    "train": {"save_steps", "keep_checkpoints", "log_steps"},
+    **HOW_OFTEN_SAVED,
 }
 
 
@@ -42,24 +44,33 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
 
     Returns:
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
-        ``policies``, the test metrics under each collision policy.
+        ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
+        ``parameters`` that were trained, and ``folder``, where the run was saved.
     """
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, data.train._dataset).to(config["device"])
-    logger.info("%s: %d", set_color("Trainable parameters", "blue"), sum(p.numel() for p in model.parameters()))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:
         trainer = _preference_trainer(config, model, data)
     show = config["show_progress"]
-    best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    with spent_on("supervised" if model.preference is None else "preference"):
+        best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    with spent_on("evaluation"):
+        test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    if saved:
+        trainer.save_ranks("test")
     return {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,
         "test_result": test_result,
         "policies": trainer.policies,
+        "lists": asdict(trainer.metrics.quality) if trainer.metrics.quality else None,
+        "parameters": trained,
+        "folder": str(trainer.run_folder) if saved else None,
     }
 
 
@@ -97,10 +108,12 @@ def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) ->
         folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
         trainer = PreferenceTrainer(stage if last else _resumed(stage, folder), model, folder, start, rows, rejected)
         if not last:
-            best = _train_once(trainer, data)
+            with spent_on("preference"):
+                best = _train_once(trainer, data)
     return trainer
 
 
+@spent_on("supervised")
 def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Path:
     """Give ``model`` its supervised weights: those of ``preference.checkpoint``, the cached ones, or ones trained now.
 
@@ -123,6 +136,7 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
     return _train_once(GenerativeTrainer(_resumed(_supervised_config(config), folder), model, folder), data)
 
 
+@spent_on("supervised")
 def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, before: str, round_: int) -> Path:
     """Fine-tune further from the weights called ``before``, with another order of the rows in each round."""
     own = config.settings.preference
@@ -142,20 +156,18 @@ def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
     folder, config = trainer.run_folder, trainer.config
     if not (folder / MANIFEST).is_file():
         logger.info("Stage %s; kept in %s", config["model"], folder)
-        watch = Stopwatch()
         score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
-        _finish(folder, {"stage": config["model"], "seed": config["seed"], "best_valid_score": score, **watch.read()})
+        about = {"stage": config["model"], "seed": config["seed"], "best_valid_score": score}
+        _finish(folder, {**about, **trainer.progress.spent})
+    else:
+        note_earlier(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     trainer.load_best(folder / BEST)
     return folder / BEST
 
 
 def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
     """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
-    outcome = {
-        key: value
-        for key, value in config.as_dict().items()
-        if key not in OUTCOME_FREE | _REPORTING and key not in FLAT_KEYS and key.partition(".")[0] not in SECTIONS
-    }
+    outcome = outcome_settings(config, without=_REPORTING)
     settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
     template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
     items = hashlib.sha256(tokens).hexdigest()

@@ -8,11 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -22,10 +23,13 @@ from transformers.integrations import TensorBoardCallback
 from recbole_ilrec.checkpoint import load_state, resumable, save_state
 from recbole_ilrec.epochs import Epochs, epoch_of
 from recbole_ilrec.evaluation.topk import TargetPlaces
+from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.generative_metrics import GenerativeMetrics
 from recbole_ilrec.loop import MicroBatches, StepTrainer, set_aside_later
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
+from recbole_ilrec.report.costs import note, note_earlier, spent_on
+from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
@@ -37,12 +41,13 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 
 @dataclass
 class Progress:
-    """Early stopping as RecBole counts it; part of every checkpoint."""
+    """Early stopping as RecBole counts it, and what was ``spent`` until then; part of every checkpoint."""
 
     best_score: float
     best_result: dict[str, float] | None = None
     waited: int = 0
     stopped: bool = False
+    spent: dict[str, float] = field(default_factory=dict)
 
 
 class GenerativeTrainer:
@@ -68,6 +73,8 @@ class GenerativeTrainer:
         self.saved = True
         self.show_progress = False
         self.policies: dict[str, OrderedDict[str, float]] = {}
+        self._users: np.ndarray = np.empty(0, dtype=np.int64)
+        self._watch, self._before = Stopwatch(), dict[str, float]()
         bigger = config["valid_metric_bigger"]
         self.progress = Progress(best_score=-np.inf if bigger else np.inf)
 
@@ -80,6 +87,7 @@ class GenerativeTrainer:
             best validation score and the metrics of that evaluation.
         """
         train = self.config.settings.train
+        self._watch = Stopwatch()
         self.saved, self.show_progress = saved, show_progress
         pairs = to_pairs(train_data._dataset.inter_feat, self.model)
         batches, sizes, targets = self.training_batches(train_data._dataset, pairs)
@@ -97,7 +105,7 @@ class GenerativeTrainer:
             batches,
             plan,
             evaluate=self._validate,
-            extra_state=lambda: asdict(self.progress),
+            extra_state=lambda: asdict(self.progress) | {"spent": self._spent(loop)},
             kind=self.config["model"],
             keep=train.keep_checkpoints,
             average=average,
@@ -107,6 +115,8 @@ class GenerativeTrainer:
             Epochs(loop, self.config, validate=self.valid_pairs is not None, save=saved, show=show_progress)
         )
         self._train(loop)
+        self.progress.spent = self._spent(loop)
+        note(epochs=self.progress.spent["epochs"] - self._before.get("epochs", 0))
         return self.progress.best_score, self.progress.best_result
 
     def training_batches(self, dataset: Any, pairs: Pairs) -> tuple[MicroBatches, np.ndarray, np.ndarray]:
@@ -144,12 +154,19 @@ class GenerativeTrainer:
             progress=lambda chunks: tqdm(chunks, desc=label, ncols=100, disable=not show_progress),
         )
 
+    def _spent(self, loop: StepTrainer) -> dict[str, float]:
+        """Seconds and epochs of training, those before an interruption included."""
+        epochs = max(float(loop.state.epoch or 0.0), self._before.get("epochs", 0.0))
+        return {**self._watch.read(self._before), "epochs": round(epochs, 3)}
+
     def _train(self, loop: StepTrainer) -> None:
         given = self.config["resume_from_checkpoint"]
         resume = resumable(Path(given), kind=self.config["model"]) if given else None
         if resume:
             set_aside_later(resume)
             self.progress = Progress(**load_state(resume, kind=self.config["model"])["extra"])
+            self._before = dict(self.progress.spent)
+            note_earlier(self._before)
             logger.info("%s: %s", set_color("Resuming from", "blue"), resume)
         if self.progress.stopped:
             self.load_best()
@@ -197,7 +214,8 @@ class GenerativeTrainer:
 
     def _validate(self, loop: StepTrainer) -> dict[str, float]:
         start = time.time()
-        result = self._score(self.valid_pairs)
+        with spent_on("validation"):
+            result = self._score(self.valid_pairs)
         score = calculate_valid_score(result, self._valid_metric)
         progress = self.progress
         progress.best_score, progress.waited, progress.stopped, better = early_stopping(
@@ -215,6 +233,7 @@ class GenerativeTrainer:
         if better:
             progress.best_result = dict(result)
             if self.saved:
+                self.save_ranks("valid")
                 self._save_best(score)
         if progress.stopped:
             loop.control.should_training_stop = True
@@ -225,6 +244,12 @@ class GenerativeTrainer:
         content = {"model": weights(self.model), "settings": self.config.settings.model_dump(mode="json")}
         save_state(self.run_folder / BEST, {**content, "valid_score": score}, kind=self.config["model"])
         logger.info("%s: %s", set_color("Saving current", "blue"), self.run_folder / BEST)
+
+    def save_ranks(self, split: str) -> None:
+        """Keep where the true items stood in the last evaluation."""
+        assert self.places is not None
+        about = {"model": self.config["model"], "dataset": self.config["dataset"], "split": split}
+        write_ranks(ranks_file(self.run_folder, split), torch.from_numpy(self._users), self.places, about)
 
     def load_best(self, folder: Path | None = None) -> None:
         """Put the best weights of a run back into the model."""
@@ -247,6 +272,7 @@ class GenerativeTrainer:
         assert pairs is not None
         label = set_color("Evaluate   ", "pink") if self.show_progress else None
         ranking = self.model.rank(pairs, batch_size=self.config["eval_batch_size"], progress=label)
+        self._users = pairs.user
         self.places, self.policies = self.metrics(ranking, pairs)
         return self.policies[self.config.settings.decode.collisions]
 

@@ -37,9 +37,9 @@ MAY_IMPORT = {
 
 SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
-    "lookup", "config", "interaction_file", "dataset", "checkpoint", "collector", "classical", "reward_model",
-    "item_index", "title_ranker", "model", "rejected", "generative_metrics", "weights", "loop", "epochs", "trainer",
-    "preference_trainer", "stages", "quick_start", "cli", "__main__",
+    "lookup", "config", "outcome", "interaction_file", "dataset", "checkpoint", "collector", "rank_metrics",
+    "classical", "reward_model", "item_index", "title_ranker", "model", "rejected", "generative_metrics", "weights",
+    "loop", "epochs", "trainer", "preference_trainer", "stages", "certificate", "quick_start", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on

@@ -119,6 +119,30 @@ def unroll(ranking: Ranking, catalog: Catalog, k: int, banned: Tensor | None = N
     return items
 
 
+@dataclass(frozen=True)
+class ListQuality:
+    """How full the lists of a ranking are.
+
+    Attributes:
+        length: places of a list.
+        valid: share of all places that hold an identifier of an item.
+        distinct: share of all places that hold one which the list does not hold before.
+    """
+
+    length: int
+    valid: float
+    distinct: float
+
+
+def list_quality(ranking: Ranking) -> ListQuality:
+    """See :class:`ListQuality`; a trie search that is full has 1.0 for both shares."""
+    leaf = ranking.leaf.sort(1).values
+    new = leaf >= 0
+    valid = new.double().mean()
+    new[:, 1:] &= leaf[:, 1:] != leaf[:, :-1]
+    return ListQuality(leaf.shape[1], float(valid), float(new.double().mean()))
+
+
 def hit_and_ndcg(places: TargetPlaces, k: int, policy: str) -> tuple[Tensor, Tensor]:
     """Per-user Hit@k and NDCG@k (one relevant item: 1 / log2(rank + 2)), both ``[B]`` float64."""
     rank, weight = places.ranks(policy)

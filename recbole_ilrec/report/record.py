@@ -26,9 +26,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def read(self) -> dict[str, float]:
-        """``wall_seconds`` and ``cpu_seconds`` (all threads of this process)."""
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+    def read(self, earlier: Mapping[str, float] | None = None) -> dict[str, float]:
+        """``wall_seconds`` and ``cpu_seconds`` (all threads of this process), added to those of ``earlier``."""
+        earlier = earlier or {}
+        wall = time.perf_counter() - self._wall + earlier.get("wall_seconds", 0.0)
+        cpu = time.process_time() - self._cpu + earlier.get("cpu_seconds", 0.0)
         return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
 
 

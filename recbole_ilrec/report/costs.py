@@ -1,0 +1,98 @@
+"""What the stages of a run cost: wall-clock and processor seconds by stage, and what was counted there.
+
+A run opens a ledger (:func:`ledger`); whatever is expensive stands in a :func:`spent_on`. Stages nest: one inside another
+is named by its path (``supervised/validation``) and its time is part of the outer one's. Without a ledger nothing is
+noted. Knows plain values only.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from recbole_ilrec.report.record import Stopwatch
+
+SECONDS = ("wall_seconds", "cpu_seconds")
+
+
+@dataclass
+class Ledger:
+    """Costs of a run.
+
+    Attributes:
+        stages: path of a stage -> ``wall_seconds``, ``cpu_seconds``, counts such as ``epochs``; and ``earlier``, the
+            same of work that an earlier process did for this run: before an interruption, or kept for several runs.
+    """
+
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    path: tuple[str, ...] = ()
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of the stage that is running."""
+        return self.stages.setdefault("/".join(self.path) or "run", {})
+
+
+_open: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
+
+
+@contextmanager
+def ledger() -> Iterator[Ledger]:
+    """Note the stages of this block, and of nothing before or after it."""
+    token = _open.set(Ledger())
+    try:
+        opened = _open.get()
+        assert opened is not None
+        yield opened
+    finally:
+        _open.reset(token)
+
+
+@contextmanager
+def spent_on(name: str) -> Iterator[None]:
+    """Add the time of this block, or of a function it decorates, to the stage ``name`` inside the running one."""
+    opened = _open.get()
+    if opened is None:
+        yield
+        return
+    watch, before = Stopwatch(), opened.path
+    opened.path = (*before, name)
+    try:
+        yield
+    finally:
+        _add(opened.entry(), watch.read())
+        opened.path = before
+
+
+def note(**counts: float) -> None:
+    """Add counts to the running stage, e.g. ``note(epochs=3)``."""
+    opened = _open.get()
+    if opened is not None:
+        _add(opened.entry(), counts)
+
+
+def note_earlier(costs: Mapping[str, Any]) -> None:
+    """Add what an earlier process spent on the running stage: seconds and counts; other keys are not looked at."""
+    opened = _open.get()
+    if opened is not None:
+        numbers = {key: value for key, value in costs.items() if key in (*SECONDS, "epochs") and value}
+        if numbers:
+            _add(opened.entry().setdefault("earlier", {}), numbers)
+
+
+def total(stages: Mapping[str, Mapping[str, Any]], key: str, *, within: str = "") -> float:
+    """Sum of a number over stages, earlier work included.
+
+    Args:
+        stages: as in :attr:`Ledger.stages`.
+        key: ``epochs`` or another count; of seconds only ``earlier`` is summed, since stages nest.
+        within: only stages whose path begins with this name.
+    """
+    chosen = [entry for path, entry in stages.items() if not within or path.partition("/")[0] == within]
+    own = 0.0 if key in SECONDS else sum(entry.get(key, 0) for entry in chosen)
+    return own + sum(entry.get("earlier", {}).get(key, 0) for entry in chosen)
+
+
+def _add(entry: dict[str, Any], numbers: Mapping[str, float]) -> None:
+    for key, value in numbers.items():
+        entry[key] = round(entry.get(key, 0) + value, 2)

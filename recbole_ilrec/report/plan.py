@@ -1,0 +1,209 @@
+"""A table or figure as a grid of runs: read from a YAML plan, narrowed by options, expanded into runs.
+
+Knows plain values only: what a setting means and where runs are made is none of its business.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+
+_KEYS = frozenset(
+    ("title", "kind", "metrics", "datasets", "backbones", "seeds", "settings", "columns", "blocks", "figure", "paper")
+)
+_FIGURES = ("lines", "bars", "curves")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: ``settings`` hold its ``model``, a name or a mapping from paradigm to name."""
+
+    label: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that are compared with each other: the best and the second of them are marked, unless ``plain``.
+
+    Attributes:
+        ours: label of the line that is tested against the best of the others; ``""`` for none.
+    """
+
+    label: str
+    rows: tuple[Row, ...]
+    ours: str = ""
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands side by side: ``labels`` from the outermost header inwards."""
+
+    labels: tuple[str, ...]
+    dataset: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of the ordinary command line."""
+
+    model: str
+    dataset: str
+    settings: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return " ".join(
+            [f"--model={self.model}", f"--dataset={self.dataset}", *(f"--{k}={v}" for k, v in self.settings)]
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole plan; see :func:`read_plan`.
+
+    Attributes:
+        kind: ``runs``, or ``datasets`` for a table of the data themselves.
+        backbones: names that stand side by side, none for the backbone of the settings.
+        figure: how to draw it: ``kind``, ``x`` (label of the axis); empty for a table only.
+        paper: label of a line -> the numbers printed in the paper, in the order of columns and metrics.
+    """
+
+    name: str
+    title: str
+    kind: str
+    metrics: tuple[str, ...]
+    datasets: tuple[str, ...]
+    backbones: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    axis: Mapping[str, Mapping[str, Any]]
+    blocks: tuple[Block, ...]
+    figure: Mapping[str, str] = field(default_factory=dict)
+    paper: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
+
+    def columns(self) -> list[Column]:
+        """Every combination of the plan's columns, backbones and datasets, in this order."""
+        found = []
+        for label, backbone, dataset in product(self.axis or {"": {}}, self.backbones or ("",), self.datasets):
+            settings = {**self.axis.get(label, {}), **({"backbone": backbone} if backbone else {})}
+            labels = tuple(name for name in (label, backbone, dataset) if name)
+            found.append(Column(labels, dataset, settings))
+        return found
+
+    def rows(self) -> Iterator[tuple[Block, Row]]:
+        """All lines with their blocks."""
+        yield from ((block, row) for block in self.blocks for row in block.rows)
+
+    def run(self, row: Row, column: Column, seed: int, given: Mapping[str, Any]) -> PlannedRun:
+        """The run behind a cell; later wins: the plan's settings, the column's, the line's, the ones ``given``."""
+        settings = {**self.settings, **column.settings, **row.settings, **given, "seed": seed}
+        model = settings.pop("model")
+        if isinstance(model, Mapping):
+            model = model[settings.get("paradigm", next(iter(model)))]
+        return PlannedRun(str(model), column.dataset, tuple(settings.items()))
+
+
+def read_plan(name: str, content: Mapping[str, Any]) -> Plan:
+    """A plan from the mapping in its YAML file.
+
+    Raises:
+        UserError: a key that is unknown, missing or of the wrong kind, with the name of the plan.
+    """
+    where = f"table plan '{name}'"
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{where}: unknown key '{key}'. {did_you_mean(str(key), _KEYS)}See docs/tables.md.")
+    kind = content.get("kind", "runs")
+    if kind not in ("runs", "datasets"):
+        raise UserError(f"{where}: kind={kind!r} is not allowed: use runs or datasets.")
+    for key in ("title", "datasets", *(("metrics", "blocks") if kind == "runs" else ())):
+        if not content.get(key):
+            raise UserError(f"{where}: '{key}' is missing. See docs/tables.md.")
+    figure = content.get("figure", {})
+    if figure and figure.get("kind") not in _FIGURES:
+        raise UserError(f"{where}: figure.kind={figure.get('kind')!r} is not allowed: use {', '.join(_FIGURES)}.")
+    return Plan(
+        name=name,
+        title=str(content["title"]),
+        kind=kind,
+        metrics=tuple(content.get("metrics", ())),
+        datasets=tuple(content["datasets"]),
+        backbones=tuple(content.get("backbones", ())),
+        seeds=tuple(content.get("seeds", (2020,))),
+        settings=content.get("settings", {}),
+        axis={str(label): settings or {} for label, settings in content.get("columns", {}).items()},
+        blocks=tuple(_block(where, block) for block in content.get("blocks", ())),
+        figure=figure,
+        paper={str(label): values for label, values in content.get("paper", {}).items()},
+    )
+
+
+def _block(where: str, content: Mapping[str, Any]) -> Block:
+    rows = tuple(Row(str(label), settings) for label, settings in content.get("rows", {}).items())
+    ours = str(content.get("ours", ""))
+    if not rows or any("model" not in row.settings for row in rows):
+        raise UserError(f"{where}: a block needs 'rows', each with its 'model'. See docs/tables.md.")
+    if ours and ours not in [row.label for row in rows]:
+        raise UserError(f"{where}: ours='{ours}' is no row of its block. See docs/tables.md.")
+    return Block(str(content.get("label", "")), rows, ours, bool(content.get("plain", False)))
+
+
+def narrowed(
+    plan: Plan,
+    *,
+    datasets: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    models: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> Plan:
+    """The plan with other datasets, backbones or seeds, and only some of its lines and columns.
+
+    Args:
+        plan: the whole one.
+        datasets: in place of the plan's.
+        backbones: in place of the plan's.
+        seeds: in place of the plan's.
+        models: labels of lines, or names of models, in any case.
+        columns: labels of the plan's columns, in any case.
+
+    Raises:
+        UserError: no line or column of that name.
+    """
+    axis = {label: plan.axis[label] for label in _chosen("column", list(plan.axis), columns)}
+    wanted = {name.lower() for name in models}
+    known = {name: row.label for _, row in plan.rows() for name in _names(row)}
+    for name in models:
+        if name.lower() not in (k.lower() for k in known):
+            raise unknown_name(f"model of table '{plan.name}':", name, known)
+    blocks = []
+    for block in plan.blocks:
+        rows = tuple(row for row in block.rows if not wanted or wanted.intersection(n.lower() for n in _names(row)))
+        if rows:
+            ours = block.ours if block.ours in [row.label for row in rows] else ""
+            blocks.append(replace(block, rows=rows, ours=ours))
+    return replace(
+        plan,
+        datasets=tuple(datasets) or plan.datasets,
+        backbones=tuple(backbones) or plan.backbones,
+        seeds=tuple(seeds) or plan.seeds,
+        axis=axis,
+        blocks=tuple(blocks),
+    )
+
+
+def _names(row: Row) -> set[str]:
+    model = row.settings["model"]
+    return {row.label, *(map(str, model.values()) if isinstance(model, Mapping) else (str(model),))}
+
+
+def _chosen(what: str, known: list[str], wanted: Sequence[str]) -> list[str]:
+    by_lower = {label.lower(): label for label in known}
+    for name in wanted:
+        if name.lower() not in by_lower:
+            raise unknown_name(what, name, known)
+    return [by_lower[name.lower()] for name in wanted] if wanted else known

@@ -1,0 +1,143 @@
+"""What a run leaves behind: its record, its certificate, where the true items stood, and what it cost."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("recbole")
+
+from recbole_ilrec import certificate, run_recbole_ilrec
+from recbole_ilrec.checkpoint import checkpoints
+from recbole_ilrec.config import Config
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
+from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
+from recbole_ilrec.outcome import run_key
+from recbole_ilrec.report.costs import ledger, note, note_earlier, spent_on, total
+from recbole_ilrec.schema import Ranking
+from tests.worlds import QUICK, ring_world, write_dataset
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+SHORT = {**QUICK, "epochs": 2, "eval_step": 1, "train_batch_size": 40, "num_beams": 10, "ilrec.cpd_share": 0.5}
+CLASSICAL = {"epochs": 2, "hidden_size": 16, "inner_size": 16, "device": "cpu", "show_progress": False}
+
+
+@pytest.fixture
+def ring(tmp_path, monkeypatch):
+    """The ring world as a data set, in a fresh working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dataset", "ring", *ring_world())
+    return tmp_path
+
+
+def record_of(result):
+    return json.loads(open(result["record"], encoding="utf-8").read().splitlines()[-1])
+
+
+@pytest.mark.parametrize(("model", "settings"), [("ILRec", SHORT), ("SASRec", {**CLASSICAL, "state": "WARNING"})])
+def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, settings):
+    record = record_of(run_recbole_ilrec(model, "ring", config_dict=settings))
+    folder, about = ring / record["result"]["folder"], record["evaluation"]
+    for split in ("valid", "test"):
+        user, places, _ = read_ranks(ranks_file(folder, split))
+        assert about[split]["rows_evaluated"] == about[split]["rows_in_split"] == len(user) == len(user.unique()) == 60
+        for policy, values in about[split]["policies"].items():
+            hit, ndcg = hit_and_ndcg(places, 10, policy)
+            assert values["hit@10"] == pytest.approx(float(hit.mean()), abs=1e-4)
+            assert values["ndcg@10"] == pytest.approx(float(ndcg.mean()), abs=1e-4)
+    assert about["test"]["policies"]["expected"] == record["result"]["test_result"]
+    assert about["valid"]["policies"]["expected"] == record["result"]["best_valid_result"]
+    assert record["stages"]["supervised"]["epochs"] == 2 and record["result"]["parameters"] > 0
+    assert about["run"] == run_key(Config(model, "ring", config_dict=settings))
+
+
+def test_ranks_are_kept_as_agreed_and_read_back(tmp_path):
+    places = TargetPlaces(*map(torch.tensor, ([0, 4, MISSING], [1, 3, 1], [0, 2, 0], [0, 2, MISSING])))
+    path = write_ranks(ranks_file(tmp_path / "run", "test"), torch.tensor([5, 7, 9]), places, {"split": "test"})
+    raw = load_file(path)
+    assert raw["user"].tolist() == [5, 7, 9] and raw["user"].dtype == torch.int64
+    assert raw["rank"].tolist() == [1.0, 6.0, torch.inf] and raw["rank"].dtype == torch.float32  # 5, 6 or 7: 6
+    user, again, about = read_ranks(path)
+    assert user.tolist() == [5, 7, 9] and about == {"split": "test"}
+    assert all(torch.equal(a, b) for a, b in zip(vars(again).values(), vars(places).values(), strict=True))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="truncated"):
+        read_ranks(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_ranks(tmp_path / "none")
+
+
+def test_the_key_follows_what_decides_the_outcome_and_nothing_else(ring):
+    def key(model="ILRec", **changes):
+        return run_key(Config(model, "ring", config_dict={**SHORT, **changes}))
+
+    first = key()
+    assert key(checkpoint_dir="elsewhere", device="auto", eval_batch_size=7, save_steps=3, cache_dir="c") == first
+    others = [key(seed=1), key(alpha=0.5), key(epochs=3), key("LCRec"), key(eval_users=9), key(topk=[3])]
+    assert len({first, *others}) == 7
+    assert run_key(Config("SASRec", "ring", config_dict={"alpha": 0.1})) == run_key(Config("SASRec", "ring"))
+    index = ring / "dataset/ring/ring.index.json"
+    index.write_text(index.read_text() + "\n")
+    assert key() != first
+
+
+def test_costs_go_to_the_stage_they_belong_to():
+    with ledger() as costs:
+        with spent_on("supervised"):
+            note(epochs=2)
+            with spent_on("validation"):
+                pass
+            note_earlier({"wall_seconds": 5.0, "cpu_seconds": 4.0, "epochs": 3, "stage": "LCRec"})
+        with spent_on("supervised"):
+            note(epochs=1)
+    assert set(costs.stages) == {"supervised/validation", "supervised"}
+    assert total(costs.stages, "epochs", within="supervised") == 6
+    assert total(costs.stages, "wall_seconds") == 5.0
+    note(epochs=1)  # no ledger is open
+    assert total(costs.stages, "epochs") == 6
+
+
+def test_an_interrupted_run_counts_what_it_spent_before(ring, monkeypatch):
+    first = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=SHORT))
+    again = {**SHORT, "resume_from_checkpoint": first["result"]["folder"]}
+    second = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=again))
+    earlier = second["stages"]["supervised"]["earlier"]
+    assert earlier["epochs"] == 2 and 0 < earlier["wall_seconds"] <= first["wall_seconds"]
+    assert total(second["stages"], "epochs") == 2 and checkpoints(ring / first["result"]["folder"])
+    assert second["evaluation"] == first["evaluation"]
+
+
+def test_a_shared_supervised_stage_is_counted_in_every_preference_run(ring):
+    settings = {**SHORT, "preference.epochs": 1, "preference.iterations": 2, "preference.supervised_epochs": 1}
+    runs = [
+        record_of(run_recbole_ilrec("SPRec", "ring", config_dict={**settings, "preference.beta": b})) for b in (1, 2)
+    ]
+    for record in runs:
+        assert total(record["stages"], "epochs", within="supervised") == 2 + 2 * 1
+        assert total(record["stages"], "epochs", within="preference") == 2
+        assert total(record["stages"], "search_passes") == 2
+    assert runs[1]["stages"]["supervised"]["earlier"]["epochs"] >= 2
+
+
+def test_a_user_who_was_left_out_is_an_error_and_not_a_number(ring, monkeypatch):
+    kept = certificate.read_ranks
+
+    def one_short(path):
+        user, places, about = kept(path)
+        return user[1:], TargetPlaces(*(column[1:] for column in vars(places).values())), about
+
+    monkeypatch.setattr(certificate, "read_ranks", one_short)
+    with pytest.raises(RuntimeError, match="59 rows of the valid part were evaluated, 60 had to be"):
+        run_recbole_ilrec("SASRec", "ring", config_dict={**CLASSICAL, "epochs": 1, "state": "WARNING"})
+
+
+def test_beams_that_are_no_items_or_twice_the_same_are_counted():
+    leaf = torch.tensor([[3, 1, 2, 0], [2, 2, 5, -1]])
+    quality = list_quality(Ranking(leaf=leaf, score=torch.zeros(2, 4)))
+    assert (quality.length, quality.valid, quality.distinct) == (4, 7 / 8, 6 / 8)
