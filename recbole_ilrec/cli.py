@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_ilrec import table_verb
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -22,6 +23,8 @@ HELP = """usage: recbole-ilrec VERB [--key=value ...]   (or: python -m recbole_i
 verbs
   run        train a model on a dataset and evaluate it
   prepare    make a dataset from raw files
+  table      a table of the paper, its missing runs made first
+  figure     a figure of the paper, likewise
 
 recbole-ilrec VERB --help shows the options of a verb.
 """
@@ -61,11 +64,11 @@ PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR]
 _AS_TYPED = frozenset((
     "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
     "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
-    "out",
+    "out", "models", "columns", "seeds",
 ))
 # fmt: on
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
-_SWITCHES = frozenset(("help", "debug", "print_config"))
+_SWITCHES = frozenset(("help", "debug", "print_config", "quick", "dry_run", "paper"))
 
 
 @dataclass
@@ -215,6 +218,8 @@ def prepare(arguments: Arguments) -> int:
 VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "run": (run, RUN_HELP),
     "prepare": (prepare, PREPARE_HELP),
+    "table": (table_verb.table, table_verb.TABLE_HELP),
+    "figure": (table_verb.figure, table_verb.FIGURE_HELP),
 }
 """Verb -> what it does, its help."""
 

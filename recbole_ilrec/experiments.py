@@ -1,8 +1,8 @@
 """Runs of a plan: found among the records, estimated from like ones, or made by the ordinary command line.
 
-A planned run has its own folder ``<checkpoint_dir>/planned/<key>``, named by all that decides its outcome. Whoever plans
-the same run again finds its record there, or its checkpoints to go on from. The folder is locked while its run lives,
-so two plans never make one run twice.
+A planned run has its own folder ``<checkpoint_dir>/planned/<key>``, named by all that decides its outcome. Whoever
+plans the same run again finds its record there, or its checkpoints to go on from. The folder is locked while its run
+lives, so two plans never make one run twice.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.checkpoint import STATE, checkpoints
+from recbole_ilrec.classical import LAST
 from recbole_ilrec.config import Config, MissingDataset
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.lookup import MODELS
@@ -86,7 +87,7 @@ class Experiments:
         return self._configs[run]
 
     def _settings(self, run: PlannedRun) -> dict[str, Any]:
-        return {**(quick_settings(run.model) if self.quick else {}), **self.places, **dict(run.settings)}
+        return {**(quick_settings(run.model) if self.quick else {}), **self.places, **run.settings}
 
     def folder(self, run: PlannedRun) -> Path:
         """Where a run is made."""
@@ -138,18 +139,18 @@ class Experiments:
         """
         lanes: dict[object, list[PlannedRun]] = {}
         for run in dict.fromkeys(runs):
-            lane = (run.dataset, dict(run.settings).get("seed")) if run.model in MODELS else run
+            lane: object = (run.dataset, run.settings.get("seed")) if run.model in MODELS else run
             lanes.setdefault(lane, []).append(run)
         with ThreadPoolExecutor(jobs) as pool:
-            waiting = {pool.submit(self._make_one, lane.pop(0)): lane for lane in lanes.values()}
+            waiting = {pool.submit(self._make_one, queue.pop(0)): queue for queue in lanes.values()}
             try:
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         run, outcome = future.result()
-                        lane = waiting.pop(future)
+                        queue = waiting.pop(future)
                         done(run, outcome)
-                        if lane:
-                            waiting[pool.submit(self._make_one, lane.pop(0))] = lane
+                        if queue:
+                            waiting[pool.submit(self._make_one, queue.pop(0))] = queue
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -195,9 +196,8 @@ class Experiments:
 
 def newest_resumable(folder: Path) -> Path | None:
     """The newest run below ``folder`` that can be gone on with."""
-    runs = [
-        path for path in folder.iterdir() if path.is_dir() and (checkpoints(path) or (path / "last" / STATE).is_file())
-    ]
+    folders = (path for path in folder.iterdir() if path.is_dir())
+    runs = [path for path in folders if checkpoints(path) or (path / LAST / STATE).is_file()]
     return max(runs, key=lambda path: path.stat().st_mtime, default=None)
 
 

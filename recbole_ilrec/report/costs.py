@@ -1,8 +1,8 @@
 """What the stages of a run cost: wall-clock and processor seconds by stage, and what was counted there.
 
-A run opens a ledger (:func:`ledger`); whatever is expensive stands in a :func:`spent_on`. Stages nest: one inside another
-is named by its path (``supervised/validation``) and its time is part of the outer one's. Without a ledger nothing is
-noted. Knows plain values only.
+A run opens a ledger (:func:`ledger`); whatever is expensive stands in a :func:`spent_on`. Stages nest: one inside
+another is named by its path (``supervised/validation``) and its time is part of the outer one's. Without a ledger
+nothing is noted. Knows plain values only.
 """
 
 from collections.abc import Iterator, Mapping

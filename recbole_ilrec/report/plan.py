@@ -40,9 +40,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Column:
-    """What stands side by side: ``labels`` from the outermost header inwards."""
+    """What stands side by side: ``labels`` from the outermost header inwards, ``axis`` the plan's own one."""
 
     labels: tuple[str, ...]
+    axis: str
     dataset: str
     settings: Mapping[str, Any]
 
@@ -53,12 +54,14 @@ class PlannedRun:
 
     model: str
     dataset: str
-    settings: tuple[tuple[str, Any], ...]
+    settings: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return " ".join(
-            [f"--model={self.model}", f"--dataset={self.dataset}", *(f"--{k}={v}" for k, v in self.settings)]
-        )
+        options = (f"--{key}={value}" for key, value in self.settings.items())
+        return " ".join([f"--model={self.model}", f"--dataset={self.dataset}", *options])
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Plan:
         for label, backbone, dataset in product(self.axis or {"": {}}, self.backbones or ("",), self.datasets):
             settings = {**self.axis.get(label, {}), **({"backbone": backbone} if backbone else {})}
             labels = tuple(name for name in (label, backbone, dataset) if name)
-            found.append(Column(labels, dataset, settings))
+            found.append(Column(labels, label, dataset, settings))
         return found
 
     def rows(self) -> Iterator[tuple[Block, Row]]:
@@ -104,7 +107,7 @@ class Plan:
         model = settings.pop("model")
         if isinstance(model, Mapping):
             model = model[settings.get("paradigm", next(iter(model)))]
-        return PlannedRun(str(model), column.dataset, tuple(settings.items()))
+        return PlannedRun(str(model), column.dataset, settings)
 
 
 def read_plan(name: str, content: Mapping[str, Any]) -> Plan:

@@ -19,9 +19,9 @@ def paired_p(ours: np.ndarray, other: np.ndarray) -> float:
     """Chance of so large a mean difference between two methods that do not differ.
 
     Choice: the paper tests nothing. Users are the sample: a user's metric is averaged over the seeds, which are no
-    independent users, and the differences go into a paired t-test, which Smucker, Allan and Carterette (CIKM 2007) found
-    to agree with the randomisation test where the signed-rank test misleads. With one seed it says nothing about other
-    seeds; more are asked for by ``--seeds``.
+    independent users, and the differences go into a paired t-test, which Smucker, Allan and Carterette (CIKM 2007)
+    found to agree with the randomisation test where the signed-rank test misleads. With one seed it says nothing about
+    other seeds; more are asked for by ``--seeds``.
 
     Args:
         ours: ``[seeds, users]`` metric of each user.

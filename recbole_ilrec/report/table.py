@@ -83,9 +83,8 @@ def marked(lines: Sequence[Line]) -> tuple[Line, ...]:
                 for cell, v in zip(cells, shown, strict=True)
             ]
         )
-    return tuple(
-        replace(line, cells=tuple(cells)) for line, cells in zip(lines, zip(*columns, strict=True), strict=True)
-    )
+    by_line = zip(*columns, strict=True)
+    return tuple(replace(line, cells=tuple(cells)) for line, cells in zip(lines, by_line, strict=True))
 
 
 def markdown(table: Table) -> str:
@@ -168,15 +167,14 @@ def to_csv(table: Table) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     depth = [f"header_{n}" for n in range(1, len(table.head) + 1)]
-    writer.writerow(
-        ["block", "row", *depth, "mean", "deviation", "values", "best", "second", "p", "significant", "note"]
-    )
+    numbers = ["mean", "deviation", "values", "best", "second", "p", "significant", "note"]
+    writer.writerow(["block", "row", *depth, *numbers])
     for label, lines in table.blocks:
         for line in lines:
             for cell, labels in zip(line.cells, zip(*table.head, strict=True), strict=True):
-                numbers = [_number(cell.mean), _number(cell.deviation), " ".join(map(_number, cell.values))]
+                values = [_number(cell.mean), _number(cell.deviation), " ".join(map(_number, cell.values))]
                 marks = [int(cell.best), int(cell.second), _number(cell.p), int(cell.significant), cell.text]
-                writer.writerow([label, line.label, *labels, *numbers, *marks])
+                writer.writerow([label, line.label, *labels, *values, *marks])
     return stream.getvalue()
 
 

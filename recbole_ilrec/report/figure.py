@@ -1,0 +1,149 @@
+"""Figures of the same numbers as the tables: lines or bars with error bars, readable in grey. Knows plain values only.
+
+Series differ by lightness and by marker, dash or hatch, never by hue alone.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_ilrec.errors import UserError
+
+_SHADES = ("#00204d", "#b8860b", "#7c7b78", "#d9c65b", "#31446b", "#000000", "#a69d75", "#575d6d")
+_MARKERS, _DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
+_HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "recbole_ilrec"}
+SUFFIXES = ("png", "svg")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, or the bars of one colour.
+
+    Attributes:
+        x: places on the axis, numbers or names.
+        mean: heights; NaN where there is none.
+        deviation: half-lengths of the error bars, 0 for none.
+    """
+
+    label: str
+    x: tuple[float | str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes."""
+
+    title: str
+    y_label: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: panels side by side with one legend.
+
+    Attributes:
+        kind: ``lines``, ``curves`` (lines without a marker at each point) or ``bars``.
+        caption: said below the panels, so that the picture cannot be parted from it.
+    """
+
+    name: str
+    kind: str
+    caption: str
+    x_label: str
+    panels: tuple[Panel, ...]
+
+
+def draw(picture: Picture, folder: Path) -> list[Path]:
+    """Write ``<folder>/<name>.png`` and ``.svg``, each whole or not at all; the same picture gives the same bytes.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OSError: the folder cannot be written.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("Figures need matplotlib: pip install 'recbole_ilrec[page]'.") from None
+    with rc_context(_STYLE):
+        columns = min(len(picture.panels), 2)
+        rows = -(-len(picture.panels) // columns)
+        figure = Figure(figsize=(3.6 * columns + 0.4, 2.7 * rows + 0.9), layout="constrained", dpi=160)
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, picture.panels, strict=False):
+            (_bars if picture.kind == "bars" else _lines)(axes, panel, markers=picture.kind != "curves")
+            axes.set(title=panel.title, ylabel=panel.y_label, xlabel=picture.x_label)
+            axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+            axes.set_axisbelow(True)
+        for axes in grid[len(picture.panels) :]:
+            axes.remove()
+        handles, labels = grid[0].get_legend_handles_labels()
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
+        figure.text(0.01, 0.0, _wrapped(picture.caption, 44 * columns), fontsize=6.5, va="top")
+        return [_save(figure, folder / f"{picture.name}.{suffix}") for suffix in SUFFIXES]
+
+
+def _lines(axes: Any, panel: Panel, *, markers: bool) -> None:
+    for n, series in enumerate(panel.series):
+        axes.errorbar(
+            series.x,
+            series.mean,
+            yerr=series.deviation if any(series.deviation) else None,
+            label=series.label,
+            color=_SHADES[n % len(_SHADES)],
+            marker=_MARKERS[n % len(_MARKERS)] if markers else None,
+            linestyle=_DASHES[n % len(_DASHES)],
+            linewidth=1.4,
+            markersize=4.5,
+            capsize=2.5,
+        )
+
+
+def _bars(axes: Any, panel: Panel, **_: Any) -> None:
+    width = 0.8 / len(panel.series)
+    for n, series in enumerate(panel.series):
+        axes.bar(
+            [place + (n - (len(panel.series) - 1) / 2) * width for place in range(len(series.x))],
+            series.mean,
+            width,
+            yerr=series.deviation if any(series.deviation) else None,
+            label=series.label,
+            color=_SHADES[n % len(_SHADES)],
+            hatch=_HATCHES[n % len(_HATCHES)],
+            edgecolor="white",
+            linewidth=0.5,
+            capsize=2.5,
+            error_kw={"ecolor": "#444444", "elinewidth": 1.0},
+        )
+    names = panel.series[0].x
+    axes.set_xticks(range(len(names)), [str(name) for name in names])
+
+
+def _wrapped(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    metadata: Mapping[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    try:
+        figure.savefig(temporary, metadata=metadata, bbox_inches="tight")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def layer_names(count: int) -> Sequence[str]:
+    """Names of the layers from the lowest to the last: ``L-2``, ``L-1``, ``L``."""
+    return [f"L-{count - 1 - n}" if n < count - 1 else "L" for n in range(count)]
