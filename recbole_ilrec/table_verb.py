@@ -95,13 +95,16 @@ class _Command:
         require_writable(self.out, f"out={self.out}")
         from recbole_ilrec.experiments import Experiments
         from recbole_ilrec.outcome import OUTCOME_FREE
-        from recbole_ilrec.tables import Grid
+        from recbole_ilrec.tables import Grid, paper_table, printed_counts
 
+        printed = printed_counts(self.plan) if self.plan.kind == "datasets" else paper_table(self.plan, self.whole)
+        if self.paper and printed is None:
+            raise UserError(f"The paper prints no numbers for this part of '{self.whole.name}': leave --paper out.")
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
         experiments, grid = Experiments(places, quick=self.quick), Grid(self.plan, self.given)
         if self.plan.kind == "datasets":
-            return self._datasets(grid, experiments)
+            return self._datasets(grid, experiments, printed)
         finished = experiments.finished()
         outcomes = {run: experiments.outcome(run, finished) for run in grid.all_runs()}
         if self.dry_run:
@@ -110,10 +113,10 @@ class _Command:
         missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
         experiments.make(missing, self.jobs, _Progress(len(missing), outcomes))
-        return self._write(grid, outcomes)
+        return self._write(grid, outcomes, printed)
 
-    def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]") -> int:
-        from recbole_ilrec.tables import paper_table, results_table
+    def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]", printed: Table | None) -> int:
+        from recbole_ilrec.tables import results_table
 
         made = results_table(grid, outcomes, quick=self.quick)
         if self.verb == "figure":
@@ -125,25 +128,23 @@ class _Command:
                 logger.info("%s", path)
         else:
             self._save(made, FORMATS)
-            self._paper(paper_table(self.plan, self.whole))
         sys.stdout.write(markdown(made))
+        self._paper(printed)
         return int(any(outcome.error for outcome in outcomes.values()))
 
-    def _datasets(self, grid: "Grid", experiments: "Experiments") -> int:
-        from recbole_ilrec.tables import datasets_table, printed_counts
+    def _datasets(self, grid: "Grid", experiments: "Experiments", printed: Table | None) -> int:
+        from recbole_ilrec.tables import datasets_table
 
         made = datasets_table(grid, experiments)
         self._save(made, FORMATS)
-        self._paper(printed_counts(self.plan))
         sys.stdout.write(markdown(made))
+        self._paper(printed)
         return int(bool(made.notes))
 
     def _paper(self, printed: Table | None) -> None:
-        if self.paper and printed is None:
-            raise UserError(f"The paper prints no numbers for this part of '{self.whole.name}': leave --paper out.")
         if self.paper and printed is not None:
             self._save(printed, FORMATS)
-            sys.stdout.write(markdown(printed) + "\n")
+            sys.stdout.write("\n" + markdown(printed))
 
     def _save(self, made: Table, suffixes: Any) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +209,7 @@ def _list(value: Any) -> list[Any]:
         return []
     if isinstance(value, list):
         return value
-    return [part for part in value.replace(",", " ").split() if part] if isinstance(value, str) else [value]
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
 
 
 def _whole_number(key: str, value: Any) -> int:

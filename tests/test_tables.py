@@ -1,0 +1,350 @@
+"""Tables and figures: plans, statistics by hand, marks, and the way from an empty folder to the finished table."""
+
+import csv
+import io
+import json
+import re
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from recbole_ilrec import cli, experiments
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.experiments import Experiments, Outcome, newest_resumable
+from recbole_ilrec.presets import preset, preset_names, read_yaml
+from recbole_ilrec.report.figure import Panel, Picture, Series, draw
+from recbole_ilrec.report.plan import narrowed, read_plan
+from recbole_ilrec.report.statistics import holm, mean_and_deviation, paired_p
+from recbole_ilrec.report.table import Cell, Line, Table, latex, markdown, marked, to_csv
+from recbole_ilrec.tables import Grid, paper_table, results_table
+from tests.worlds import ring_world, write_dataset
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def plan_of(name):
+    return read_plan(name, read_yaml(preset("table", name)))
+
+
+@pytest.fixture
+def ring(tmp_path, monkeypatch):
+    """The ring world as a data set, in a fresh working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dataset", "ring", *ring_world())
+    return tmp_path
+
+
+# ---- plans
+
+
+@pytest.mark.parametrize("name", list(preset_names("table")))
+def test_every_plan_is_read_and_its_printed_numbers_fill_its_cells(name):
+    plan = plan_of(name)
+    if plan.kind == "runs":
+        assert all(plan.run(row, column, 1, {}).model for _, row in plan.rows() for column in plan.columns())
+    for label, numbers in plan.paper.items():
+        width = 4 if plan.kind == "datasets" else len(plan.columns()) * len(plan.metrics)
+        assert len(numbers) == width, label
+    if plan.paper and plan.kind == "runs":
+        assert [line.label for _, lines in paper_table(plan, plan).blocks for line in lines] == list(plan.paper)
+
+
+def test_table_1_is_39_runs_and_shares_those_of_table_2():
+    main = Grid(plan_of("main"), {}).all_runs()
+    assert len(main) == 39
+    full = [run for run in Grid(plan_of("ablation"), {}).all_runs() if set(run.settings) == {"paradigm", "seed"}]
+    assert len(full) == 4 and set(full) <= set(main)
+
+
+def test_options_narrow_a_plan_and_name_what_they_do_not_know():
+    plan = plan_of("main")
+    small = narrowed(plan, datasets=["ring"], models=["sasrec", "LC-Rec + ILRec"], seeds=[1, 2])
+    assert [row.label for _, row in small.rows()] == ["SASRec", "LC-Rec + ILRec"]
+    assert len(Grid(small, {"epochs": 3}).all_runs()) == 4
+    assert Grid(small, {"epochs": 3}).all_runs()[0].settings == {"epochs": 3, "seed": 1}
+    with pytest.raises(UserError, match=r"Unknown model of table 'main': 'SASRek'. Did you mean 'SASRec'\?"):
+        narrowed(plan, models=["SASRek"])
+    with pytest.raises(UserError, match="Unknown column 'LCRec'"):
+        narrowed(plan_of("ablation"), columns=["LCRec"])
+
+
+def test_a_backbone_plan_names_the_fine_tuned_model_by_its_paradigm():
+    plan = narrowed(plan_of("backbones"), datasets=["ring"], backbones=["tiny"])
+    runs = [str(run) for run in Grid(plan, {}).all_runs()]
+    assert runs[:2] == [
+        "--model=BIGRec --dataset=ring --paradigm=bigrec --backbone=tiny --seed=2020",
+        "--model=LCRec --dataset=ring --paradigm=lcrec --backbone=tiny --seed=2020",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"titel": "x"}, "unknown key 'titel'. Did you mean 'title'"),
+        ({"title": "x", "datasets": ["a"], "metrics": ["hit@5"]}, "'blocks' is missing"),
+        ({"title": "x", "datasets": ["a"], "metrics": ["hit@5"], "blocks": [{"rows": {"A": {}}}]}, "its 'model'"),
+        ({"title": "x", "datasets": ["a"], "kind": "charts"}, "use runs or datasets"),
+    ],
+)
+def test_a_bad_plan_is_one_line(content, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_plan("mine", content)
+
+
+# ---- statistics
+
+
+def test_the_mean_over_seeds_has_a_deviation_when_there_are_several():
+    assert mean_and_deviation([0.1, 0.3]) == (pytest.approx(0.2), pytest.approx(0.2 / 2**0.5))
+    assert mean_and_deviation([0.1]) == (0.1, None)
+
+
+def test_holm_by_hand():
+    """Sorted .01 .03 .04 times 3, 2, 1 is .03 .06 .04, made monotone .03 .06 .06."""
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_users_are_the_sample_and_seeds_are_averaged_first():
+    rng = np.random.default_rng(0)
+    other = rng.random((3, 50))
+    ours = other + rng.normal(0.05, 0.1, (3, 50))
+    differences = (ours - other).mean(0)
+    assert paired_p(ours, other) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert paired_p(ours, ours) == 1.0
+    assert paired_p(np.ones((1, 4)), np.zeros((1, 4))) == 0.0
+
+
+# ---- rendering
+
+SMALL = Table(
+    name="t",
+    caption="A & B: 5%.",
+    head=(("Data", "Data"), ("Hit@5", "Time (min)")),
+    blocks=(
+        (
+            "Block_1",
+            marked(
+                [
+                    Line("a", (Cell((0.1, 0.2), 0.15, 0.0707), Cell((3.0,), 3.0, digits=1, lower=True))),
+                    Line("b", (Cell((0.3,), 0.3, significant=True), Cell((2.0,), 2.0, digits=1, lower=True))),
+                    Line("c", (Cell(text="failed"), Cell((9.0,), 9.0, digits=1, lower=True))),
+                ]
+            ),
+        ),
+    ),
+    notes=("Failed: c: no space.",),
+)
+
+
+def test_best_and_second_are_marked_by_direction_and_what_failed_is_said():
+    text = markdown(SMALL)
+    assert "| a | <u>0.1500 ± 0.0707</u> | <u>3.0</u> |" in text
+    assert "| b | **0.3000**† | **2.0** |" in text and "| c | failed | 9.0 |" in text
+    assert text.endswith("Failed: c: no space.\n")
+
+
+def test_latex_is_booktabs_with_every_special_character_escaped():
+    text = latex(SMALL)
+    assert r"\caption{A \& B: 5\%. Failed: c: no space.}" in text
+    assert r" & \multicolumn{2}{c}{Data} \\" + "\n" + r"\cmidrule(lr){2-3}" in text
+    assert r"b & \textbf{0.3000}$^{\dagger}$ & \textbf{2.0} \\" in text and r"\emph{Block\_1}" in text
+    assert r"\underline{0.1500~$\pm$~0.0707}" in text
+    assert [text.count(word) for word in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+
+
+def test_csv_holds_the_value_of_each_seed():
+    rows = list(csv.DictReader(io.StringIO(to_csv(SMALL))))
+    assert len(rows) == 6 and rows[0]["values"] == "0.1 0.2" and rows[0]["header_2"] == "Hit@5"
+    assert rows[2]["best"] == "1" and rows[4]["note"] == "failed"
+
+
+def test_equal_numbers_share_a_mark_and_a_single_line_has_none():
+    lines = marked([Line(n, (Cell((v,), v),)) for n, v in (("a", 0.5), ("b", 0.50001), ("c", 0.4))])
+    marks = [(line.cells[0].best, line.cells[0].second) for line in lines]
+    assert marks == [(True, False), (True, False), (False, True)]
+    assert not marked([Line("a", (Cell((1.0,), 1.0),))])[0].cells[0].best
+
+
+def test_a_figure_is_the_same_bytes_each_time(tmp_path):
+    series = tuple(Series(name, ("x", "y"), (1.0, 2.0 + n), (0.1, 0.2)) for n, name in enumerate("ab"))
+    panels = (Panel("title", "Hit@10", series),)
+    first, second = (draw(Picture(name, "bars", "caption", "axis", panels), tmp_path) for name in "12")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert first[0].read_bytes().startswith(b"\x89PNG") and b"<svg" in first[1].read_bytes()
+    assert draw(Picture("3", "lines", "caption", "axis", panels), tmp_path)[1].is_file()
+
+
+# ---- the whole way
+
+
+def in_process(calls):
+    """Makes a run in this process, and notes its arguments."""
+
+    def launch(arguments, log, descriptor):
+        calls.append(arguments)
+        log.write_text("error: no room on this machine\n" if "--model=Caser" in arguments else "fine\n")
+        return 2 if "--model=Caser" in arguments else cli.main([*arguments, "--state=WARNING"])
+
+    return launch
+
+
+TABLE = ("table", "main", "--dataset=ring", "--quick", "--models=Caser,GRU4Rec,SASRec", "--seeds=1,2", "--device=cpu")
+
+
+def test_a_table_is_finished_from_where_it_stopped_and_a_failure_is_a_cell(ring, monkeypatch, capsys):
+    calls = []
+    launch = in_process(calls)
+
+    def cut(arguments, log, descriptor):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return launch(arguments, log, descriptor)
+
+    monkeypatch.setattr(experiments, "_process", cut)
+    assert cli.main(TABLE) == 130 and not (ring / "tables/main-quick.md").exists()
+    made = len(list((ring / "saved/planned").glob("*/records.jsonl")))
+    monkeypatch.setattr(experiments, "_process", launch)
+    assert cli.main(TABLE) == 1  # Caser fails again
+    finished, again = (ring / "tables/main-quick.md").read_text(), len(calls)
+    assert again == 3 + 2 + (4 - made) and 1 <= made <= 2
+    assert cli.main(TABLE) == 1 and (ring / "tables/main-quick.md").read_text() == finished
+    assert all("--model=Caser" in call for call in calls[again:])
+    assert "| Caser | failed | failed | failed | failed |" in finished and "QUICK SETTINGS" in finished
+    assert "Failed: Caser, ring, seed 1: no room on this machine" in finished and "seeds 1, 2" in finished
+    assert re.search(r"\| SASRec \| 0\.\d{4} ± 0\.\d{4} \|", finished)
+    capsys.readouterr()
+    assert cli.main([*TABLE, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(": finished") == 4 and shown.count("unknown: no like run") == 2
+    assert cli.main([*TABLE, "--dry_run", "--seeds=3", "--models=SASRec"][:4] + ["--seeds=3", "--dry_run"]) == 0
+    assert re.search(r"--model=SASRec .*about \d", capsys.readouterr().out)
+
+
+def test_a_run_that_was_not_planned_is_found_by_its_content(ring, monkeypatch):
+    assert cli.main(["run", "--model=SASRec", "--dataset=ring", "--epochs=1", "--seed=5", "--state=WARNING"]) == 0
+    monkeypatch.setattr(experiments, "_process", lambda *_: pytest.fail("made again"))
+    assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--seeds=5", "--epochs=1"]) == 0
+
+
+def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring):
+    """ILRec finds every item and its rival none: marked; with one seed missing there is no number at all."""
+    import torch
+
+    from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
+    from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
+
+    def record(name, place, value):
+        zero = torch.zeros(30, dtype=torch.long)
+        before = torch.full((30,), place)
+        places = TargetPlaces(before, zero + 1, zero, before)
+        folder = ranks_file(ring / name, "test").parent
+        write_ranks(ranks_file(folder, "test"), torch.arange(30), places, {})
+        about = {"history_masked": False, "collisions": "expected", "code": "c"}
+        return Outcome({"result": {"folder": str(folder), "test_result": {"hit@10": value}}, "evaluation": about})
+
+    plan = replace(
+        narrowed(plan_of("main"), datasets=["ring"], models=["LC-Rec", "LC-Rec + ILRec"]), metrics=("hit@10",)
+    )
+    grid = Grid(plan, {})
+    sft, ours = grid.all_runs()
+    outcomes = {sft: record("sft", MISSING, 0.0), ours: record("ours", 0, 1.0)}
+    table = results_table(grid, outcomes)
+    cell = table.blocks[0][1][1].cells[0]
+    assert cell.significant and cell.best and cell.p == 0.0 and "Holm over 1" in table.caption
+    assert results_table(grid, {**outcomes, sft: Outcome()}).blocks[0][1][0].cells[0].shown() == "-"
+
+
+def test_an_interrupted_planned_run_is_gone_on_with(tmp_path):
+    assert newest_resumable(tmp_path) is None
+    for name, files in (("LCRec-a", ["checkpoint-5/state.json", "checkpoint-5/trainer_state.json"]), ("SASRec-b", [])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(exist_ok=True)
+            (tmp_path / name / file).write_text("{}")
+    assert newest_resumable(tmp_path) == tmp_path / "LCRec-a"
+
+
+def test_language_models_of_one_dataset_and_seed_go_one_after_another(ring, monkeypatch):
+    """They share caches; their lanes run side by side with everything else."""
+    plan = narrowed(plan_of("main"), datasets=["ring"], models=["SASRec", "LC-Rec", "LC-Rec + ILRec"], seeds=[1])
+    running, together = [], []
+
+    def launch(arguments, log, descriptor):
+        running.append(arguments[1])
+        together.append(frozenset(running))
+        time.sleep(0.05)
+        running.remove(arguments[1])
+        return 1
+
+    made = []
+    Experiments({}, launch=launch).make(Grid(plan, {}).all_runs(), 3, lambda run, outcome: made.append(outcome))
+    assert len(made) == 3 and all(outcome.error == "exit status 1" for outcome in made)
+    assert not any({"--model=LCRec", "--model=ILRec"} <= names for names in together)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["table"], "table takes one name"),
+        (["table", "mian"], "Unknown table 'mian'. Did you mean 'main'?"),
+        (["figure", "main"], "'main' is a table"),
+        (["table", "main", "--jobs=0"], "jobs=0 is not allowed"),
+        (["table", "main", "--seed=3"], "give --seeds=1,2,3"),
+        (["table", "main", "--dataset=ring", "--paper"], "The paper prints no numbers for this part"),
+    ],
+)
+def test_bad_input_is_one_line(ring, capsys, argv, message):
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_bad_setting_is_a_failed_cell_with_its_line(ring, capsys):
+    assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--alhpa=1"]) == 1
+    assert "Unknown setting 'alhpa'" in capsys.readouterr().out
+
+
+def test_the_datasets_are_counted_as_the_paper_counts_them(ring, capsys):
+    assert cli.main(["table", "datasets", "--dataset=ring,none"]) == 1
+    out = capsys.readouterr().out
+    users, items = 61, 25
+    interactions = sum(len(sequence) for sequence in ring_world()[0])
+    assert f"| ring | {users} | {items} | {interactions} | {1 - interactions / users / items:.2%} |" in out
+    assert "| none | failed | failed | failed | failed |" in out and "Failed: none: Unknown dataset 'none'" in out
+
+
+def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
+    from recbole_ilrec.figures import picture
+
+    plan = narrowed(plan_of("layer-losses"), datasets=["ring"], seeds=[1, 2])
+    grid = Grid(plan, {})
+    log = [{"epoch": e, "step": e, "losses": [3.0 - e, 2.0 - e, 1.0 - e]} for e in (1, 2)]
+    about = {"history_masked": False, "collisions": "expected", "code": "c"}
+    result = {"test_result": {"hit@10": 0.1, "ndcg@10": 0.1}, "layer_losses": log, "folder": ""}
+    outcomes = {run: Outcome({"result": result, "evaluation": about}) for run in grid.all_runs()}
+    (panel,) = picture(grid, results_table(grid, outcomes), outcomes).panels
+    assert [s.label for s in panel.series] == ["L-2", "L-1", "L"]
+    assert panel.series[2].mean == (0.0, -1.0) and panel.series[0].x == (1.0, 2.0)
+    del result["layer_losses"]
+    with pytest.raises(UserError, match="train.layer_losses=true"):
+        picture(grid, results_table(grid, outcomes), outcomes)
+
+
+def test_the_cost_of_a_preference_run_is_counted_with_the_stage_it_shares():
+    plan = narrowed(plan_of("efficiency"), datasets=["ring"], models=["SPRec"])
+    grid = Grid(plan, {})
+    stages = {
+        "supervised": {"wall_seconds": 5, "epochs": 3, "earlier": {"wall_seconds": 540, "epochs": 5}},
+        "preference": {"wall_seconds": 40, "epochs": 3},
+        "sampling": {"sampling_passes": 3},
+    }
+    about = {"history_masked": False, "collisions": "expected", "code": "c"}
+    result = {"result": {"test_result": {}}, "wall_seconds": 60, "stages": stages, "evaluation": about}
+    cells = results_table(grid, {grid.all_runs()[0]: Outcome(json.loads(json.dumps(result)))}).blocks[0][1][0].cells
+    assert [cell.shown() for cell in cells] == ["10.0", "11 (8 + 3)", "3"]
