@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 README = HERE / "README.md"
 PROPERTIES = HERE / "properties"
 
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy"]
-QLORA = ["bitsandbytes>=0.43"]
 PAGE = ["matplotlib>=3.8"]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", *PAGE]
+QLORA = ["bitsandbytes>=0.43"]
 DOCS = ["mkdocs>=1.6"]
 
 setup(
@@ -58,7 +58,7 @@ setup(
         "qlora": QLORA,
         "page": PAGE,
         "docs": DOCS,
-        "dev": [*TEST, *PAGE, *DOCS, "pytest-xdist"],
+        "dev": [*TEST, *DOCS, "pytest-xdist"],
     },
     entry_points={"console_scripts": ["recbole-ilrec = recbole_ilrec.cli:main"]},
 )

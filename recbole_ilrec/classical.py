@@ -23,18 +23,17 @@ from recbole.evaluator import Evaluator
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.trainer.trainer import AbstractTrainer
-from recbole.utils import WandbLogger, get_local_time, get_tensorboard, init_seed, set_color
+from recbole.utils import WandbLogger, get_local_time, get_tensorboard, set_color
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_ilrec.checkpoint import load_state, random_state, save_state, set_random_state
 from recbole_ilrec.collector import Collector
 from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import Data
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
-from recbole_ilrec.report.costs import note, note_earlier, spent_on
+from recbole_ilrec.report.costs import note, note_earlier
 from recbole_ilrec.report.record import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -279,43 +278,6 @@ def build_model(config: Config, dataset: SequentialDataset) -> AbstractRecommend
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{config.model} cannot be built with these settings: {error}") from None
     return model.to(config["device"])
-
-
-def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, Any]:
-    """Train and evaluate one of RecBole's models.
-
-    Args:
-        config: all settings.
-        data: what :func:`recbole_ilrec.dataset.build_data` made of them.
-        saved: keep checkpoints and test the best epoch; otherwise test the last one.
-
-    Returns:
-        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
-        ``parameters`` that were trained, and ``folder``, where the run was saved.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{config.model} is trained in one process: start it without torchrun.")
-    init_seed(config["seed"], config["reproducibility"])
-    model = build_model(config, data.train._dataset)
-    logger.info(model)
-    trainer = ClassicalTrainer(config, model)
-    if config["resume_from_checkpoint"]:
-        trainer.resume_checkpoint(config["resume_from_checkpoint"])
-    show = config["show_progress"]
-    with spent_on("supervised"):
-        score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    with spent_on("evaluation"):
-        test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
-    if saved:
-        trainer.save_ranks("test")
-    return {
-        "best_valid_score": float(score),
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": valid,
-        "test_result": test,
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "folder": str(trainer.folder) if saved else None,
-    }
 
 
 def items_key(dataset: SequentialDataset) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.figure import Panel, Picture, Series, layer_names
 from recbole_ilrec.report.plan import Column
-from recbole_ilrec.report.table import Cell, Table
+from recbole_ilrec.report.table import MARK, Cell, Table
 from recbole_ilrec.tables import Grid, Outcomes, metric_name
 
 
@@ -37,8 +37,8 @@ def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
 def _spoken(caption: str) -> str:
     """The caption without what it says of marks, which a picture has not."""
     before, _, after = caption.partition("Best bold, second underlined within a block.")
-    error = " Error bars: standard deviation over seeds." if "±" in before else ""
-    return before.strip() + error + ("" if "†" in after else after.rstrip())
+    before = before.replace("mean ± standard deviation", "mean and, as error bars, standard deviation").strip()
+    return before if MARK in after else before + after.rstrip()
 
 
 def _cells(grid: Grid, table: Table, metric: str) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:

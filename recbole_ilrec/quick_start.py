@@ -147,7 +147,7 @@ def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, An
         from recbole_ilrec.stages import run_llm
 
         return run_llm(config, data, saved)
-    from recbole_ilrec.classical import run_classical
+    from recbole_ilrec.classical_run import run_classical
 
     return run_classical(config, data, saved)
 

@@ -15,6 +15,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import hit_and_ndcg
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.experiments import Experiments, Outcome, seconds
+from recbole_ilrec.rank_metrics import POLICIES
 from recbole_ilrec.report.costs import total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
 from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
@@ -30,6 +31,8 @@ _COSTS = {
     "parameters": ("Parameters (M)", 2),
 }
 """Metric of a run's cost -> its header, digits after the point."""
+_TESTED = ("hit", "ndcg")
+"""Metrics of one user, in the order of :func:`~recbole_ilrec.evaluation.topk.hit_and_ndcg`."""
 QUICK = (
     "QUICK SETTINGS: a few steps on few users, only to show that every part works; these numbers say nothing about the "
     "methods."
@@ -62,7 +65,7 @@ def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Tab
     plan, columns = grid.plan, grid.plan.columns()
     notes: list[str] = []
     blocks = [(block, [_line(grid, row, columns, outcomes, notes) for row in block.rows]) for block in plan.blocks]
-    tested = _tested(grid, blocks, outcomes)
+    tested = _tested(grid, blocks, outcomes, notes)
     marks = [(block.label, tuple(lines) if block.plain else marked(lines)) for block, lines in tested]
     records = [outcome.record for outcome in outcomes.values() if outcome.record]
     count = sum(cell.p is not None for _, lines in tested for line in lines for cell in line.cells)
@@ -139,48 +142,51 @@ def _epochs(record: Mapping[str, Any]) -> str:
 # ---- significance
 
 
-def _tested(grid: Grid, blocks: list[tuple[Block, list[Line]]], outcomes: Outcomes) -> list[tuple[Block, list[Line]]]:
+def _tested(
+    grid: Grid, blocks: list[tuple[Block, list[Line]]], outcomes: Outcomes, notes: list[str]
+) -> list[tuple[Block, list[Line]]]:
     """The lines with p-values: ours against the best other line of its block, by column, corrected over the table."""
-    columns, metrics = grid.plan.columns(), grid.plan.metrics
+    cells = [(c, m) for c in grid.plan.columns() for m in grid.plan.metrics]
     found: dict[tuple[int, int, int], tuple[float, bool]] = {}
     for b, (block, lines) in enumerate(blocks):
         own = next((n for n, line in enumerate(lines) if line.label == block.ours), None)
-        if own is None:
-            continue
-        for c, column in enumerate(columns):
-            for m, metric in enumerate(metrics):
-                place = c * len(metrics) + m
-                others = [n for n, line in enumerate(lines) if n != own and line.cells[place].mean is not None]
-                if not others or lines[own].cells[place].mean is None:
-                    continue
-                rival = max(others, key=lambda n: lines[n].cells[place].mean or 0.0)
-                pair = [_by_user(grid.runs(block.rows[n], column), metric, outcomes) for n in (own, rival)]
-                if pair[0] is not None and pair[1] is not None and pair[0].shape == pair[1].shape:
-                    found[b, own, place] = paired_p(pair[0], pair[1]), bool(pair[0].mean() > pair[1].mean())
+        for place, (column, metric) in enumerate(cells):
+            means = [line.cells[place].mean for line in lines]
+            others = [n for n, mean in enumerate(means) if n != own and mean is not None]
+            if own is None or means[own] is None or not others or metric.partition("@")[0] not in _TESTED:
+                continue
+            rival = max(others, key=lambda n: means[n] or 0.0)
+            pair = [_by_user(grid.runs(block.rows[n], column), metric, outcomes) for n in (own, rival)]
+            if pair[0] is None or pair[1] is None or not np.array_equal(pair[0][0], pair[1][0]):
+                against = f"{block.ours} and {lines[rival].label}"
+                notes.append(f"Not tested: the places of the true items of {against} are not kept, or of other users.")
+            else:
+                ours, other = pair[0][1], pair[1][1]
+                found[b, own, place] = paired_p(ours, other), bool(ours.mean() > other.mean())
     adjusted = dict(zip(found, holm([p for p, _ in found.values()]), strict=True))
     for (b, n, place), p in adjusted.items():
-        cells = list(blocks[b][1][n].cells)
-        cells[place] = replace(cells[place], p=p, significant=p < ALPHA and found[b, n, place][1])
-        blocks[b][1][n] = replace(blocks[b][1][n], cells=tuple(cells))
+        line = blocks[b][1][n]
+        cell = replace(line.cells[place], p=p, significant=p < ALPHA and found[b, n, place][1])
+        blocks[b][1][n] = replace(line, cells=(*line.cells[:place], cell, *line.cells[place + 1 :]))
     return blocks
 
 
-def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> np.ndarray | None:
-    """``[seeds, users]`` the metric of each test user, in the order of their ids; ``None`` if it is not kept."""
+def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray] | None:
+    """``[users]`` ids and ``[seeds, users]`` the metric of each; ``None`` unless all runs have the same users."""
     name, _, k = metric.partition("@")
-    if name not in ("hit", "ndcg"):
-        return None
-    rows = []
+    users, rows = [], []
     for run in runs:
-        record = outcomes[run].record
-        path = ranks_file(Path((record or {}).get("result", {}).get("folder") or ""), "test")
-        if record is None or not path.is_file():
+        record = outcomes[run].record or {}
+        path = ranks_file(Path(record["result"].get("folder") or ""), "test")
+        if not path.is_file():
             return None
         user, places, _ = read_ranks(path)
         policy = record["evaluation"]["collisions"]
-        values = hit_and_ndcg(places, int(k), policy if policy in ("expected", "strict", "optimistic") else "expected")
-        rows.append(values[name == "ndcg"][user.argsort(stable=True)].numpy())
-    return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+        values = hit_and_ndcg(places, int(k), policy if policy in POLICIES else "expected")[_TESTED.index(name)]
+        order = user.argsort(stable=True)
+        users.append(user[order].numpy())
+        rows.append(values[order].numpy())
+    return (users[0], np.stack(rows)) if all(np.array_equal(users[0], other) for other in users) else None
 
 
 # ---- what is said about the numbers

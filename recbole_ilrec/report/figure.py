@@ -11,7 +11,8 @@ from typing import Any
 
 from recbole_ilrec.errors import UserError
 
-_SHADES = ("#00204d", "#b8860b", "#7c7b78", "#d9c65b", "#31446b", "#000000", "#a69d75", "#575d6d")
+_LINES = ("#000000", "#a87400", "#8a8a8a", "#1f4e8c", "#c9a227", "#555555", "#6f9fd8", "#b8b8b8")
+_FILLS = ("#5b7aa8", "#e8c468", "#b5b5b5", "#f4ecd0", "#8fb3de", "#c79a3a", "#dddddd", "#7d7d7d")
 _MARKERS, _DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "recbole_ilrec"}
@@ -48,7 +49,7 @@ class Picture:
     """A figure: panels side by side with one legend.
 
     Attributes:
-        kind: ``lines``, ``curves`` (lines without a marker at each point) or ``bars``.
+        kind: ``lines``, ``curves`` (the same, over numbers) or ``bars``.
         caption: said below the panels, so that the picture cannot be parted from it.
     """
 
@@ -77,7 +78,7 @@ def draw(picture: Picture, folder: Path) -> list[Path]:
         figure = Figure(figsize=(3.6 * columns + 0.4, 2.7 * rows + 0.9), layout="constrained", dpi=160)
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, panel in zip(grid, picture.panels, strict=False):
-            (_bars if picture.kind == "bars" else _lines)(axes, panel, markers=picture.kind != "curves")
+            (_bars if picture.kind == "bars" else _lines)(axes, panel)
             axes.set(title=panel.title, ylabel=panel.y_label, xlabel=picture.x_label)
             axes.grid(axis="y", linewidth=0.4, alpha=0.5)
             axes.set_axisbelow(True)
@@ -86,27 +87,27 @@ def draw(picture: Picture, folder: Path) -> list[Path]:
         handles, labels = grid[0].get_legend_handles_labels()
         if len(labels) > 1:
             figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
-        figure.text(0.01, 0.0, _wrapped(picture.caption, 44 * columns), fontsize=6.5, va="top")
+        figure.text(0.01, 0.0, _wrapped(picture.caption, 78 * columns), fontsize=6.5, va="top")
         return [_save(figure, folder / f"{picture.name}.{suffix}") for suffix in SUFFIXES]
 
 
-def _lines(axes: Any, panel: Panel, *, markers: bool) -> None:
+def _lines(axes: Any, panel: Panel) -> None:
     for n, series in enumerate(panel.series):
         axes.errorbar(
             series.x,
             series.mean,
             yerr=series.deviation if any(series.deviation) else None,
             label=series.label,
-            color=_SHADES[n % len(_SHADES)],
-            marker=_MARKERS[n % len(_MARKERS)] if markers else None,
+            color=_LINES[n % len(_LINES)],
+            marker=_MARKERS[n % len(_MARKERS)],
             linestyle=_DASHES[n % len(_DASHES)],
             linewidth=1.4,
-            markersize=4.5,
+            markersize=4,
             capsize=2.5,
         )
 
 
-def _bars(axes: Any, panel: Panel, **_: Any) -> None:
+def _bars(axes: Any, panel: Panel) -> None:
     width = 0.8 / len(panel.series)
     for n, series in enumerate(panel.series):
         axes.bar(
@@ -115,15 +116,16 @@ def _bars(axes: Any, panel: Panel, **_: Any) -> None:
             width,
             yerr=series.deviation if any(series.deviation) else None,
             label=series.label,
-            color=_SHADES[n % len(_SHADES)],
+            color=_FILLS[n % len(_FILLS)],
             hatch=_HATCHES[n % len(_HATCHES)],
-            edgecolor="white",
+            edgecolor="#222222",
             linewidth=0.5,
             capsize=2.5,
-            error_kw={"ecolor": "#444444", "elinewidth": 1.0},
+            error_kw={"ecolor": "black", "elinewidth": 1.2},
         )
-    names = panel.series[0].x
-    axes.set_xticks(range(len(names)), [str(name) for name in names])
+    names = [str(name) for name in panel.series[0].x]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    axes.set_xticks(range(len(names)), names, fontsize=9 if len(names) * longest < 36 else 6.5)
 
 
 def _wrapped(text: str, width: int) -> str:
