@@ -6,6 +6,7 @@ when a comment changes); every record holds :func:`code_key`, and tables say whe
 
 import hashlib
 import json
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ OUTCOME_FREE = frozenset((
 ))
 # fmt: on
 """Settings that do not change what comes out of a training; results are cached by the others."""
-HOW_OFTEN_SAVED = {"train": {"save_steps", "keep_checkpoints", "log_steps"}}
+HOW_OFTEN_SAVED = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps"}}
 """The same among the typed settings."""
 _LENGTH = 16
 
 
-def outcome_settings(config: Config, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+def outcome_settings(config: Config, but: Collection[str] = ()) -> dict[str, Any]:
     """RecBole's settings that decide the outcome; those of this package are in ``config.settings``."""
-    left_out = OUTCOME_FREE | without
+    left_out = OUTCOME_FREE.union(but)
     return {
         key: value
         for key, value in config.as_dict().items()

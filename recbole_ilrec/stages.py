@@ -167,7 +167,7 @@ def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
 
 def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
     """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
-    outcome = outcome_settings(config, without=_REPORTING)
+    outcome = outcome_settings(config, but=_REPORTING)
     settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
     template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
     items = hashlib.sha256(tokens).hexdigest()
