@@ -5,7 +5,6 @@ plans the same run again finds its record there, or its checkpoints to go on fro
 lives, so two plans never make one run twice.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from recbole_ilrec.checkpoint import STATE, checkpoints
@@ -25,15 +25,16 @@ from recbole_ilrec.config import Config, MissingDataset
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.lookup import MODELS
 from recbole_ilrec.outcome import run_key
+from recbole_ilrec.preparation.files import lock_folder
 from recbole_ilrec.presets import preset, read_yaml
-from recbole_ilrec.report.costs import total
+from recbole_ilrec.report.costs import seconds_before
 from recbole_ilrec.report.plan import PlannedRun
 from recbole_ilrec.report.results import read_records
 
 logger = logging.getLogger(__name__)
 
 RECORDS, PLANNED, LOG = "records.jsonl", "planned", "run.log"
-Launcher = Callable[[Sequence[str], Path, int], int]
+Launcher = Callable[[Sequence[str], Path, int | None], int]
 """``(arguments of the command line, file for what it says, descriptor to hand on) -> exit status``."""
 
 
@@ -75,6 +76,8 @@ class Experiments:
         self.quick = quick
         self.launch = launch or _process
         self._configs: dict[PlannedRun, Config] = {}
+        self._refused: dict[str, str] = {}
+        self._preparing = Lock()
 
     def config(self, run: PlannedRun) -> Config:
         """The settings of a run.
@@ -152,6 +155,7 @@ class Experiments:
                         if queue:
                             waiting[pool.submit(self._make_one, queue.pop(0))] = queue
             except BaseException:
+                logger.warning("Stopping; runs under way come to their end first.")
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -178,11 +182,14 @@ class Experiments:
     def _prepared_and_made(self, run: PlannedRun) -> Outcome:
         from recbole_ilrec.quick_start import configure
 
-        try:
-            self._configs[run] = configure(run.model, run.dataset, None, self._settings(run))
-        except UserError as error:
-            return Outcome(error=str(error))
-        return self._make_one(run)[1]
+        with self._preparing:  # once for all runs, and not again when it was refused
+            if run.dataset not in self._refused:
+                try:
+                    self._configs[run] = configure(run.model, run.dataset, None, self._settings(run))
+                except UserError as error:
+                    self._refused[run.dataset] = str(error)
+        refusal = self._refused.get(run.dataset)
+        return Outcome(error=refusal) if refusal else self._make_one(run)[1]
 
     def _arguments(self, run: PlannedRun, folder: Path) -> list[str]:
         settings = {**self._settings(run), "checkpoint_dir": str(folder), "show_progress": False}
@@ -203,7 +210,7 @@ def newest_resumable(folder: Path) -> Path | None:
 
 def seconds(record: Mapping[str, Any]) -> float:
     """Wall-clock seconds of a run with all that earlier processes did for it."""
-    return record["wall_seconds"] + total(record.get("stages", {}), "wall_seconds")
+    return record["wall_seconds"] + seconds_before(record.get("stages", {}))
 
 
 def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Any]:
@@ -213,17 +220,20 @@ def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[An
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[int]:
+def _locked(folder: Path) -> Iterator[int | None]:
     """Wait until no other run has the folder; the descriptor hands the lock on to a process that outlives this one."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = lock_folder(folder)
+    if descriptor is None:
+        logger.info("Waiting for a run that another plan makes in %s", folder)
+        descriptor = lock_folder(folder, wait=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _process(arguments: Sequence[str], log: Path, descriptor: int) -> int:
+def _process(arguments: Sequence[str], log: Path, descriptor: int | None) -> int:
     package = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     with log.open("a", encoding="utf-8") as stream:
@@ -232,7 +242,7 @@ def _process(arguments: Sequence[str], log: Path, descriptor: int) -> int:
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": path},
-            pass_fds=(descriptor,),
+            pass_fds=() if descriptor is None else (descriptor,),
             check=False,
         ).returncode
 

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OF_ONE_RUN = {
+    "seed": "give --seeds=1,2,3 (or one of them)",
+    "model": "give --models=A,B",
+    "resume_from_checkpoint": "give the same command again, and what was interrupted goes on",
+    "result_file": "the results are in --out",
+}
+"""Option of ``run`` that makes no sense for many -> what to do instead."""
 _OPTIONS = """
   --dataset=A,B              datasets in place of the plan's
   --models=A,B               only these lines: names of models or labels of lines
@@ -83,8 +90,9 @@ class _Command:
             columns=_list(arguments.take("columns")),
             seeds=[_whole_number("seeds", seed) for seed in _list(arguments.take("seeds"))],
         )
-        if "seed" in arguments.options:
-            raise UserError("--seed is one run's: give --seeds=1,2,3 (or one of them).")
+        for key, instead in _OF_ONE_RUN.items():
+            if key in arguments.options:
+                raise UserError(f"--{key} is one run's: {instead}.")
         self.given = dict(arguments.options)
 
     def run(self) -> int:

@@ -87,7 +87,6 @@ class GenerativeTrainer:
             best validation score and the metrics of that evaluation.
         """
         train = self.config.settings.train
-        self._watch = Stopwatch()
         self.saved, self.show_progress = saved, show_progress
         pairs = to_pairs(train_data._dataset.inter_feat, self.model)
         batches, sizes, targets = self.training_batches(train_data._dataset, pairs)
@@ -114,6 +113,7 @@ class GenerativeTrainer:
         loop.add_callback(
             Epochs(loop, self.config, validate=self.valid_pairs is not None, save=saved, show=show_progress)
         )
+        self._watch = Stopwatch()
         self._train(loop)
         self.progress.spent = self._spent(loop)
         note(epochs=self.progress.spent["epochs"] - self._before.get("epochs", 0))

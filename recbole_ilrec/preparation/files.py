@@ -103,7 +103,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.tmp-{os.getpid()}"
     staging.mkdir()
-    lock = _try_lock(staging)
+    lock = lock_folder(staging)
     try:
         yield staging
     finally:
@@ -144,7 +144,7 @@ def recover(target: Path) -> None:
             os.rename(leftover, target)
             logger.info("Put back %s, set aside by a run that was killed.", target)
     for leftover in sorted(target.parent.glob(f".{target.name}.tmp-*")):
-        lock = _try_lock(leftover)
+        lock = lock_folder(leftover)
         if lock is None:
             continue
         os.close(lock)
@@ -152,8 +152,12 @@ def recover(target: Path) -> None:
         logger.info("Removed %s, left by a run that was killed.", leftover)
 
 
-def _try_lock(folder: Path) -> int | None:
-    """Descriptor of ``folder``, locked for this process; ``None`` when another run holds it or locks do not exist."""
+def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
+    """Descriptor of ``folder``, locked for this process and those that it hands the descriptor to.
+
+    Returns:
+        ``None`` when another run holds it (never with ``wait``), or locks do not exist here.
+    """
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -163,7 +167,7 @@ def _try_lock(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return None

@@ -80,17 +80,21 @@ def note_earlier(costs: Mapping[str, Any]) -> None:
             _add(opened.entry().setdefault("earlier", {}), numbers)
 
 
-def total(stages: Mapping[str, Mapping[str, Any]], key: str, *, within: str = "") -> float:
-    """Sum of a number over stages, earlier work included.
+def total(stages: Mapping[str, Mapping[str, Any]], count: str, *, within: str = "") -> float:
+    """Sum of a count such as ``epochs`` over stages, earlier work included.
 
     Args:
         stages: as in :attr:`Ledger.stages`.
-        key: ``epochs`` or another count; of seconds only ``earlier`` is summed, since stages nest.
+        count: its name.
         within: only stages whose path begins with this name.
     """
     chosen = [entry for path, entry in stages.items() if not within or path.partition("/")[0] == within]
-    own = 0.0 if key in SECONDS else sum(entry.get(key, 0) for entry in chosen)
-    return own + sum(entry.get("earlier", {}).get(key, 0) for entry in chosen)
+    return sum(entry.get(count, 0) + entry.get("earlier", {}).get(count, 0) for entry in chosen)
+
+
+def seconds_before(stages: Mapping[str, Mapping[str, Any]]) -> float:
+    """Wall-clock seconds that earlier processes spent for a run: to be added to its own."""
+    return sum(entry.get("earlier", {}).get("wall_seconds", 0.0) for entry in stages.values())
 
 
 def _add(entry: dict[str, Any], numbers: Mapping[str, float]) -> None:
