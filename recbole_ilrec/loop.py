@@ -33,7 +33,14 @@ StepKey = tuple[int, np.ndarray, list[np.ndarray]]
 
 
 class MicroBatches(Dataset):
-    """Turns the keys of :class:`StepSampler` into token batches."""
+    """Turns the keys of :class:`StepSampler` into token batches.
+
+    Attributes:
+        sizes: items and targets of the rows in an epoch, for :class:`~recbole_ilrec.prompt.rows.StepPlan`; ``None``
+            where they are the same in every epoch.
+    """
+
+    sizes: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __init__(self, rows: TrainRows, encoder: PromptEncoder):
         self.rows = rows

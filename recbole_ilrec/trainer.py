@@ -97,7 +97,7 @@ class GenerativeTrainer:
             logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
         arguments = self._arguments()
         parts = train.gradient_accumulation * arguments.world_size
-        plan = StepPlan(sizes, targets, self.config["train_batch_size"], parts, self.config["seed"])
+        plan = StepPlan(sizes, targets, self.config["train_batch_size"], parts, self.config["seed"], batches.sizes)
         loop = StepTrainer(
             self.model,
             arguments,
@@ -141,7 +141,9 @@ class GenerativeTrainer:
             item_dropout=train.item_dropout,
             seed=self.config["seed"],
         )
-        return MicroBatches(rows, self.model.encoder), rows.num_items, rows.num_targets
+        batches = MicroBatches(rows, self.model.encoder)
+        batches.sizes = rows.sizes
+        return batches, rows.num_items, rows.num_targets
 
     def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:
         """Eq. 10 for every training target, once: the reward model is frozen."""

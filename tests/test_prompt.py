@@ -163,3 +163,19 @@ def test_parts_do_not_change_which_rows_a_step_has():
     two = StepPlan(size, size, 300, 2, 7)
     for a, b in zip(one.epoch(4), two.epoch(4), strict=True):
         assert sorted(a[0].tolist()) == sorted(np.concatenate(b).tolist())
+
+
+@pytest.mark.parametrize("kind", ["prefix", "sequence"])
+def test_rows_of_a_step_are_of_like_length_after_item_dropout(kind):
+    chance = np.random.default_rng(0)
+    pairs = pairs_of([chance.integers(1, 50, size).tolist() for size in chance.integers(3, 12, 150)], 12)
+    rows = TrainRows(pairs, rows=kind, window=12, item_dropout=0.4, seed=1)
+    plan = StepPlan(rows.num_items, rows.num_targets, 40, 1, 0, rows.sizes)
+    for epoch in (0, 3):
+        length = np.array([len(rows.example(epoch, row).items) for row in range(len(rows))])
+        assert (rows.sizes(epoch)[0] == length).mean() > 0.95
+        steps = [step[0] for step in plan.epoch(epoch)]
+        assert len(steps) == plan.steps
+        assert sorted(np.concatenate(steps).tolist()) == list(range(len(rows)))
+        padded = sum(len(step) * length[step].max() for step in steps)
+        assert length.sum() / padded > 0.93

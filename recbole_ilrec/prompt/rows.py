@@ -4,7 +4,7 @@ RecBole gives one (history, target) pair for each position; ``prefix`` rows are 
 pairs of a user into windows whose every later item is a target. Knows item ids; never tokens or models.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,17 @@ class TrainRows:
         """``[rows]`` targets in each row, before any item dropout."""
         return self.num_items - self._split
 
+    def sizes(self, epoch: int) -> tuple[Array, Array]:
+        """``[rows]`` items and targets of each row after the item dropout of an epoch (targets: at most)."""
+        if not self.item_dropout:
+            return self.num_items, self.num_targets
+        self._draw(epoch)
+        whole, keep = self.num_items, self._keep.copy()
+        keep[self._start[1:] - 1] |= self.num_targets == 1
+        items = np.add.reduceat(keep.astype(np.int64), self._start[:-1])
+        items = np.where(items > 1, items, whole)
+        return items, np.clip(items - 1, 1, self.num_targets)
+
     def _draw(self, epoch: int) -> None:
         if epoch == self._epoch:
             return
@@ -153,6 +164,9 @@ def _sequence_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Arra
 class StepPlan:
     """Cuts an epoch into steps of about ``batch`` targets with rows of like length, and steps into micro-batches.
 
+    Lengths are those of the epoch where they are known: under item dropout, rows that are put together by their whole
+    lengths are a fifth padding.
+
     The number of steps is the same in every epoch. ``parts`` (micro-batches times processes) only decides how a step's
     rows are shared out, not which rows a step has, unless a step would have fewer rows than parts.
 
@@ -162,6 +176,7 @@ class StepPlan:
         batch: targets of a step.
         parts: micro-batches of a step over all processes.
         seed: decides the order together with the epoch.
+        sizes: ``size`` and ``targets`` of the rows as an epoch leaves them; default: the same in every epoch.
 
     Raises:
         UserError: fewer rows than parts.
@@ -172,6 +187,7 @@ class StepPlan:
     batch: int
     parts: int
     seed: int
+    sizes: Callable[[int], tuple[Array, Array]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) < self.parts:
@@ -189,9 +205,10 @@ class StepPlan:
     def epoch(self, epoch: int) -> Iterator[list[Array]]:
         """Steps of an epoch; each is a list of ``parts`` arrays of row numbers."""
         chance = np.random.Generator(np.random.Philox([self.seed, epoch, 1]))
-        order = chance.permutation(len(self.size))
-        order = order[np.argsort(self.size[order], kind="stable")]
-        done = np.cumsum(self.targets[order])
+        size, targets = self.sizes(epoch) if self.sizes else (self.size, self.targets)
+        order = chance.permutation(len(size))
+        order = order[np.argsort(size[order], kind="stable")]
+        done = np.cumsum(targets[order])
         cuts = np.searchsorted(done, done[-1] * np.arange(1, self.steps) / self.steps)
         # Every step needs a row for each part: push a cut back where two are too close, forward near the end.
         spacing = self.parts * np.arange(self.steps)
