@@ -139,15 +139,19 @@ class LossTerms:
         parts: name -> scalar tensor (sum over tokens), unweighted.
         weights: name -> factor of the part in the total.
         monitors: name -> scalar tensor (sum over tokens), logged only.
+        combined: the total, where its gradient was computed as a whole and the parts carry none.
     """
 
     parts: Mapping[str, Tensor]
     weights: Mapping[str, float]
     monitors: Mapping[str, Tensor] = field(default_factory=dict)
+    combined: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
         """Weighted sum of the parts (a sum over tokens; divide by their number for the mean)."""
+        if self.combined is not None:
+            return self.combined.float()
         return torch.stack([self.weights[name] * part.float() for name, part in self.parts.items()]).sum()
 
 

@@ -57,6 +57,16 @@ class Step:
         states = LayerStates(self.final, tuple(layers), self.states().head)
         return objective(states, self.batch(), self.legal, epoch=epoch, generator=generator)
 
+    def part_gradients(self, part: str, **settings) -> list[Tensor]:
+        """Of one part of ILRec's loss: what the weighted total's gradient loses without it."""
+        weight = {"cpd": "lambda_", "crr": "mu"}
+        chosen = settings | dict.fromkeys((w for name, w in weight.items() if name != part), 0.0)
+        whole = self.gradients(self.run(**chosen).total)
+        if part == "cpo":
+            return whole
+        rest = self.gradients(self.run(**chosen | {weight[part]: 0.0}).total)
+        return [(a - b) / settings[weight[part]] for a, b in zip(whole, rest, strict=True)]
+
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """By every leaf; zeros where the loss does not depend on it."""
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True, retain_graph=True)

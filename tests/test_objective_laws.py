@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from recbole_ilrec.objective import build_objective
+from recbole_ilrec.objective import blocks, build_objective
 from recbole_ilrec.schema import LayerStates
 from recbole_ilrec.settings import ILRecSettings
 from tests.objective_cases import EOS, random_step
@@ -41,15 +41,20 @@ def test_without_its_terms_ilrec_is_cross_entropy(settings):
 
 def test_beta_zero_reduces_cpo_to_cross_entropy():
     step = random_step(17, 13)
-    assert_same(step, step.run(beta=0).parts["cpo"], ce(step).double())
+    terms = step.run(beta=0)
+    torch.testing.assert_close(terms.parts["cpo"], terms.monitors["ce"])
+    assert_same(step, step.run(beta=0, lambda_=0, mu=1e-12).total, ce(step))
 
 
 def test_without_negatives_cpo_and_crr_are_cross_entropy():
     """alpha = inf leaves H = {y}, whose label is 1."""
     step = random_step(17, 13)
     terms = step.run(alpha=math.inf)
-    assert_same(step, terms.parts["cpo"], ce(step).double())
-    assert_same(step, terms.parts["crr"], ce(step).double())
+    for part in ("cpo", "crr"):
+        torch.testing.assert_close(terms.parts[part], ce(step).double(), check_dtype=False, atol=1e-6, rtol=1e-6)
+    whole = step.gradients(step.run(alpha=math.inf, lambda_=0, mu=0.5).total)
+    for a, b in zip(whole, step.gradients(1.5 * ce(step)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
     assert terms.monitors["negatives"] == 0
 
 
@@ -90,19 +95,19 @@ def test_monitors_count_what_they_say():
 def test_distillation_does_not_reach_the_last_layer():
     """A10: the teacher is a constant, so only the layers below and the shared head learn from Eq. 8."""
     step = random_step(7, 11)
-    final, *layers, head = step.gradients(step.run(**STRONG).parts["cpd"])
+    final, *layers, head = step.part_gradients("cpd", **STRONG)
     assert not final.any()
     assert all(layer.any() for layer in layers)
     assert head.any()
-    final, *_ = step.gradients(step.run(**STRONG, detach_teacher=False).parts["cpd"])
+    final, *_ = step.part_gradients("cpd", **STRONG, detach_teacher=False)
     assert final.any()
 
 
 def test_distillation_can_spare_the_head():
     """A11: the same gradient for the layers, none for the head."""
     step = random_step(7, 11)
-    spared = step.gradients(step.run(**STRONG, cpd_detach_head=True).parts["cpd"])
-    shared = step.gradients(step.run(**STRONG).parts["cpd"])
+    spared = step.part_gradients("cpd", **STRONG, cpd_detach_head=True)
+    shared = step.part_gradients("cpd", **STRONG)
     assert not spared[-1].any()
     assert shared[-1].any()
     for a, b in zip(spared[1:-1], shared[1:-1], strict=True):
@@ -112,12 +117,11 @@ def test_distillation_can_spare_the_head():
 def test_penalty_and_rewards_do_not_reach_the_candidate_layers():
     """A9, A23: weights and labels are constants; with ``detach_weights: false`` the weights are not."""
     step = random_step(7, 11)
-    terms = step.run(**STRONG)
     for part in ("cpo", "crr"):
-        final, *layers, _ = step.gradients(terms.parts[part])
+        final, *layers, _ = step.part_gradients(part, **STRONG)
         assert final.any()
         assert not any(layer.any() for layer in layers)
-    _, *layers, _ = step.gradients(step.run(**STRONG, detach_weights=False).parts["cpo"])
+    _, *layers, _ = step.part_gradients("cpo", **STRONG, detach_weights=False)
     assert all(layer.any() for layer in layers)
 
 
@@ -208,7 +212,7 @@ def test_mean_ensemble_takes_one_head_product_without_gradient():
 
     objective = build_objective("ilrec", ILRecSettings(lambda_=0))
     objective(LayerStates(step.final, tuple(step.candidates), head), step.batch(), step.legal)
-    assert calls == [True, False]
+    assert calls == [True, True, False]  # the first, of one row, finds out what the head learns with
 
 
 class Kept:
@@ -239,14 +243,36 @@ def tables_kept_for_backward(step, *arguments, **settings):
     return sum(size.values())
 
 
-def test_memory_kept_for_the_backward_pass():
-    """As much as cross-entropy for penalty and rewards; one table more for each distilled layer, by its share."""
-    step = random_step(8, 401, dtype=torch.float32)
+def test_no_table_of_all_tokens_and_the_whole_vocabulary_is_kept(monkeypatch):
+    """Cross-entropy keeps one table; ILRec keeps none, and its head products are as small as a chunk."""
+    step = random_step(100, 401, dtype=torch.float32)
     assert tables_kept_for_backward(step, "sft") == 1
-    assert tables_kept_for_backward(step, lambda_=0) == 1
-    assert tables_kept_for_backward(step) == 1 + 3
-    assert tables_kept_for_backward(step, cpd_share=0.25) == 1 + 3 * 0.25
-    assert tables_kept_for_backward(step, cpd_detach_head=True) == 1
+    assert tables_kept_for_backward(step) == tables_kept_for_backward(step, cpd_detach_head=True) == 0
+    monkeypatch.setattr(blocks, "BLOCK", {"cpu": 401 * 4})
+    monkeypatch.setattr(blocks, "CHUNK_ROWS", 8)
+    rows = []
+
+    def head(x):
+        rows.append(len(x))
+        return x @ step.head.T
+
+    objective = build_objective("ilrec", ILRecSettings())
+    objective(LayerStates(step.final, tuple(step.candidates), head), step.batch(), step.legal)
+    assert max(rows) == 8 * (1 + 3)
+
+
+@pytest.mark.parametrize(("block", "rows"), [(1, 1), (23 * 2, 3), (23 * 7, 1), (23 * 5, 7), (10**6, 1)])
+def test_the_size_of_blocks_and_chunks_does_not_matter(monkeypatch, block, rows):
+    settings = {**STRONG, "cpd_share": 0.6, "detach_teacher": False, "detach_weights": False}
+    step = random_step(17, 23)
+    step.ilrec_rows = torch.arange(17) % 5 != 2
+    whole = step.run(**settings, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(blocks, "BLOCK", {"cpu": block})
+    monkeypatch.setattr(blocks, "CHUNK_ROWS", rows)
+    cut = step.run(**settings, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(cut.parts, whole.parts)
+    torch.testing.assert_close(cut.monitors, whole.monitors)
+    assert_same(step, cut.total, whole.total)
 
 
 def test_nothing_supervised_is_no_special_case():

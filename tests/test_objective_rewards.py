@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from recbole_ilrec.objective.crr import collaborative_regularisation
-from recbole_ilrec.objective.ragged import pair_list, rewards_at, row_logsumexp, row_softmax, select_rows
+from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
+from recbole_ilrec.objective.distribution import distribution
+from recbole_ilrec.objective.ragged import pair_mask, row_slice, row_softmax, select_rows
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.schema import LegalTokens
 from tests import reference
 from tests.objective_cases import random_legal
+
+
+def regularisation(z, y, scope, legal, **options):
+    return collaborative_regularisation(distribution(z), soft_labels(y, scope.to(z.dtype), legal, **options))
 
 
 def close(actual, expected):
@@ -28,7 +33,7 @@ def test_regularisation_equals_the_slow_reference(shape, label, temperature, flo
     scope = torch.rand(shape, generator=source) < 0.3
     legal, table = random_legal(y, torch.arange(vocab), source)
     options = {"label": label, "temperature": temperature, "truth_floor": floor}
-    got = collaborative_regularisation(z, y, scope, legal, **options)
+    got = regularisation(z, y, scope, legal, **options)
     wanted = torch.stack(
         [
             reference.crr(z[n], int(y[n]), scope[n].nonzero().squeeze(1).tolist(), table[n], **options)
@@ -43,7 +48,7 @@ def test_label_falls_on_the_truth_when_no_reward_lies_in_scope():
     z, y = torch.randn(1, 5), torch.tensor([2])
     legal = LegalTokens(torch.tensor([0]), torch.tensor([4]), torch.tensor([1.0]))
     scope = torch.tensor([[True, False, False, False, False]])
-    got = collaborative_regularisation(z, y, scope, legal, label="normalised")
+    got = regularisation(z, y, scope, legal, label="normalised")
     torch.testing.assert_close(got, cross_entropy(z, y))
 
 
@@ -54,23 +59,31 @@ def test_illegal_negatives_get_reward_zero_but_some_label():
     legal = LegalTokens(torch.tensor([0]), torch.tensor([2]), torch.tensor([1.0]))
     scope = torch.tensor([[True, False, False, False]])
     q = 1 / (1 + math.e)
-    close(collaborative_regularisation(z, y, scope, legal), q * math.log(2) + (1 - q) * math.log(6))
+    close(regularisation(z, y, scope, legal), q * math.log(2) + (1 - q) * math.log(6))
 
 
-def test_rewards_are_looked_up_by_row_and_token_in_any_order():
-    legal = LegalTokens(torch.tensor([0, 0, 2]), torch.tensor([3, 1, 3]), torch.tensor([0.3, 0.7, 1.0]))
-    row, token = torch.tensor([2, 0, 1, 0, 2]), torch.tensor([3, 1, 3, 2, 1])
-    close(rewards_at(legal, row, token, 5), torch.tensor([1.0, 0.7, 0.0, 0.0, 0.0]))
-    chosen = select_rows(legal, torch.tensor([1, 2]), 3)
-    assert (chosen.row.tolist(), chosen.token.tolist(), chosen.reward.tolist()) == ([1], [3], [1.0])
+def test_labels_are_those_of_the_rewards_and_their_gradient_is_known():
+    """p - q is what :class:`ILRec` adds to the gradient."""
+    z = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    scope = torch.rand(2, 5) > 0.5
+    legal = LegalTokens(torch.tensor([0, 0]), torch.tensor([3, 1]), torch.tensor([0.3, 0.7]))
+    q = soft_labels(torch.tensor([1, 0]), scope.double(), legal)
+    torch.testing.assert_close(q.sum(1), torch.ones(2, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(collaborative_regularisation(distribution(z), q).sum(), z)
+    torch.testing.assert_close(gradient, z.detach().softmax(-1) - q)
 
 
-def test_ragged_softmax_and_logsumexp_equal_dense_ones():
+def test_rows_of_a_list_are_selected_and_renumbered():
+    legal = LegalTokens(torch.tensor([0, 0, 2, 2]), torch.tensor([1, 3, 0, 3]), torch.tensor([0.7, 0.3, 0.2, 0.8]))
+    for part in (select_rows(legal, torch.tensor([1, 2]), 3), row_slice(legal, 1, 3)):
+        assert (part.row.tolist(), part.token.tolist()) == ([1, 1], [0, 3])
+        close(part.reward, torch.tensor([0.2, 0.8]))
+    assert pair_mask(legal, torch.ones(3, 4)).nonzero().tolist() == [[0, 1], [0, 3], [2, 0], [2, 3]]
+
+
+def test_ragged_softmax_equals_a_dense_one():
     z = torch.randn(4, 6, dtype=torch.float64) * 50
     mask = torch.rand(4, 6) > 0.5
-    row, token = pair_list(mask)
-    own = torch.randn(4, dtype=torch.float64) * 50
-    dense = torch.cat([own[:, None], z.masked_fill(~mask, -torch.inf)], 1)
-    torch.testing.assert_close(row_logsumexp(own, z[row, token], row), dense.logsumexp(1))
+    row, token = mask.nonzero(as_tuple=True)
     wanted = z.masked_fill(~mask, -torch.inf).softmax(1)[row, token]
     torch.testing.assert_close(row_softmax(z[row, token], row, 4), wanted)

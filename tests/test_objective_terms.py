@@ -7,15 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from torch.autograd import gradcheck
 
 from recbole_ilrec.objective.cpd import divergence, layer_distillation, sample_rows
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
-from recbole_ilrec.objective.crr import collaborative_regularisation
-from recbole_ilrec.objective.ragged import pair_list
+from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
+from recbole_ilrec.objective.distribution import distribution
 from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
 from recbole_ilrec.objective.sft import cross_entropy
-from recbole_ilrec.objective.split import split_logits
 from recbole_ilrec.schema import LegalTokens
 from tests import reference
 
@@ -67,8 +65,8 @@ def test_golden_penalised_cross_entropy(golden, penalty, value, shifted):
     p_hat = ensemble_logits(layers, same)
     w = penalty_weights(p_hat, hard_negatives(p_hat, y, 0.8))
     close(cross_entropy(final, y), 0.740445)
-    close(penalised_cross_entropy(final, y, w, 0.1, penalty), value)
-    close(penalised_cross_entropy(final - 5, y, w, 0.1, penalty), shifted)
+    close(penalised_cross_entropy(final, y, w, 0.1, penalty)[0], value)
+    close(penalised_cross_entropy(final - 5, y, w, 0.1, penalty)[0], shifted)
 
 
 def test_golden_gradient_of_the_penalised_cross_entropy(golden):
@@ -76,8 +74,7 @@ def test_golden_gradient_of_the_penalised_cross_entropy(golden):
     final, layers, y = golden
     p_hat = ensemble_logits(layers, same)
     w = penalty_weights(p_hat, hard_negatives(p_hat, y, 0.8))
-    penalised_cross_entropy(final, y, w, 0.1).sum().backward()
-    close(final.grad, [[-0.535767, 0.322591, 0.110711, 0.038107, 0.023113, 0.062827]])
+    close(penalised_cross_entropy(final, y, w, 0.1)[1], [[-0.535767, 0.322591, 0.110711, 0.038107, 0.023113, 0.062827]])
 
 
 def test_golden_distillation_and_regularisation(golden):
@@ -87,12 +84,15 @@ def test_golden_distillation_and_regularisation(golden):
     w = penalty_weights(ensemble_logits(layers, same), chosen)
     rewards = torch.tensor([0.6, 0.3, 0.05], dtype=torch.float64) / 0.95
     legal = LegalTokens(torch.zeros(3, dtype=torch.long), torch.arange(3), rewards)
-    cpd = layer_distillation(layers, final, same)
-    crr = collaborative_regularisation(final, y, chosen, legal)
+    final = final.detach()
+    teacher, labels = distribution(final), soft_labels(y, chosen, legal)
+    cpd = layer_distillation(layers, teacher)[0]
+    crr = collaborative_regularisation(teacher, labels)
+    close(labels, [[0.436738, 0.318475, 0.244787, 0, 0, 0]])
     close(cpd, 0.442742)
-    close(layer_distillation(layers, final, same, direction="teacher_student"), 0.443574)
+    close(layer_distillation(layers, teacher, direction="teacher_student")[0], 0.443574)
     close(crr, 1.266862)
-    close(penalised_cross_entropy(final, y, w, 0.1) + 0.01 * cpd + 0.005 * crr, 0.778131)
+    close(penalised_cross_entropy(final, y, w, 0.1)[0] + 0.01 * cpd + 0.005 * crr, 0.778131)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 31), (2, 257)])
@@ -100,80 +100,91 @@ def test_golden_distillation_and_regularisation(golden):
 def test_terms_equal_the_slow_reference_in_value_and_gradient(shape, dtype):
     rows, vocab = shape
     source = torch.Generator().manual_seed(vocab)
-    z = (torch.randn(shape, generator=source) * 3).to(dtype).requires_grad_()
+    z = (torch.randn(shape, generator=source) * 3).to(dtype).float()
     p_hat = (torch.randn(shape, generator=source) * 3).to(dtype)
     y = torch.randint(vocab, (rows,), generator=source)
-    exact = z.detach().double().requires_grad_()
+    exact = z.double().requires_grad_()
     chosen = hard_negatives(p_hat, y, 0.5)
     w = penalty_weights(p_hat, chosen)
-    fast = {"ce": cross_entropy(z, y)} | {p: penalised_cross_entropy(z, y, w, 0.4, p) for p in PENALTIES}
-    fast |= {d: divergence(z, p_hat, d) for d in DIRECTIONS}
+    fast = {p: penalised_cross_entropy(z, y, w, 0.4, p)[:2] for p in PENALTIES}
+    fast |= {d: divergence(distribution(z), distribution(p_hat.float()), d)[:2] for d in DIRECTIONS}
     sets = [reference.negatives(p.double(), int(t), 0.5) for p, t in zip(p_hat, y, strict=True)]
     assert [row.nonzero().squeeze(1).tolist() for row in chosen] == sets
     slow = {name: [] for name in fast}
     for n, (p, t) in enumerate(zip(p_hat.double(), y.tolist(), strict=True)):
-        slow["ce"].append(reference.cpo(exact[n], t, {}, 0.0))
         for name in PENALTIES:
             slow[name].append(reference.cpo(exact[n], t, reference.weights(p, sets[n]) if sets[n] else {}, 0.4, name))
         for name in DIRECTIONS:
             slow[name].append(reference.cpd([exact[n]], p, direction=name))
-    for name, value in fast.items():
+    for name, (value, got) in fast.items():
         expected = torch.stack(slow[name])
-        torch.testing.assert_close(value.double(), expected, atol=2e-6, rtol=2e-6)
-        (got,) = torch.autograd.grad(value.sum(), z)
+        torch.testing.assert_close(value.double(), expected.detach(), atol=2e-6, rtol=2e-6)
         (wanted,) = torch.autograd.grad(expected.sum(), exact)
-        assert got.dtype == dtype
-        tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-        torch.testing.assert_close(got.double(), wanted, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(got.double(), wanted, atol=1e-6, rtol=1e-6)
+
+
+def numeric(function, x, step=1e-6):
+    """Central differences of each row's value by that row of ``x``."""
+    result = torch.zeros_like(x)
+    for at in range(x.shape[1]):
+        move = torch.zeros_like(x)
+        move[:, at] = step
+        result[:, at] = (function(x + move) - function(x - move)) / (2 * step)
+    return result
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_gradients_of_split_logits_pass_finite_differences(penalty):
-    z = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
-    y = torch.tensor([0, 3, 6])
-    w = torch.rand(3, 7, dtype=torch.float64) * (torch.rand(3, 7) > 0.5).scatter(1, y[:, None], False)
-    w.requires_grad_()
-    nonzero = pair_list(w.detach() != 0)
+def test_gradients_of_the_penalised_cross_entropy_equal_finite_differences(penalty):
+    z, y = torch.randn(3, 7, dtype=torch.float64), torch.tensor([0, 3, 6])
+    negatives = (torch.rand(3, 7) > 0.5).scatter(1, y[:, None], False)
+    w = torch.rand(3, 7, dtype=torch.float64) * negatives
 
-    def loss(z, values):
-        return penalised_cross_entropy(z, y, torch.zeros_like(w).index_put(nonzero, values), 0.5, penalty)
+    def value(z, w):
+        return penalised_cross_entropy(z, y, w, 0.5, penalty)[0]
 
-    assert gradcheck(loss, (z, w[nonzero].detach().requires_grad_()))
+    _, by_z, by_w = penalised_cross_entropy(z, y, w, 0.5, penalty, by_weights=True)
+    torch.testing.assert_close(by_z, numeric(lambda x: value(x, w), z), atol=1e-7, rtol=1e-7)
+    wanted = numeric(lambda x: value(z, x), w)
+    torch.testing.assert_close(by_w[negatives], wanted[negatives], atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradients_of_divergences_pass_finite_differences(direction):
-    student, teacher = (torch.randn(3, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert gradcheck(lambda s, t: divergence(s, t, direction), (student, teacher))
+def test_gradients_of_divergences_equal_finite_differences(direction):
+    student, teacher = (torch.randn(3, 6, dtype=torch.float64) for _ in range(2))
+
+    def value(s, t):
+        return divergence(distribution(s), distribution(t), direction)[0]
+
+    _, by_s, by_t = divergence(distribution(student), distribution(teacher), direction, by_teacher=True)
+    torch.testing.assert_close(by_s, numeric(lambda x: value(x, teacher), student), atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(by_t, numeric(lambda x: value(student, x), teacher), atol=1e-7, rtol=1e-7)
 
 
-def test_splitting_leaves_the_logits_as_they_were():
-    z = torch.randn(4, 9)
-    before = z.clone()
-    split_logits(z, torch.zeros(4, dtype=torch.long), torch.tensor([0, 3]), torch.tensor([2, 5]))
-    assert torch.equal(z, before)
-
-
-def test_split_is_exact_when_the_listed_tokens_hold_all_probability():
+def test_the_loss_is_exact_when_the_negatives_hold_all_probability():
     """One negative has all the mass and is pushed down by 40 nats: nothing may be lost to cancellation."""
-    z = torch.tensor([[-60.0, -20.0, -61.0, -62.0]], requires_grad=True)
+    z = torch.tensor([[-60.0, -20.0, -61.0, -62.0]])
     w = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
-    value = penalised_cross_entropy(z, torch.tensor([0]), w, 2.0)
-    exact = z.detach().double().requires_grad_()
+    value, gradient, _ = penalised_cross_entropy(z, torch.tensor([0]), w, 2.0)
+    exact = z.double().requires_grad_()
     wanted = reference.cpo(exact[0], 0, {1: 1.0}, 2.0)
     torch.testing.assert_close(value[0].double(), wanted.detach(), atol=1e-6, rtol=0)
-    value.sum().backward()
     wanted.backward()
-    torch.testing.assert_close(z.grad.double(), exact.grad, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient.double(), exact.grad, atol=1e-6, rtol=1e-6)
 
 
-def test_all_tokens_listed_is_no_special_case():
-    z = torch.randn(2, 5, requires_grad=True)
-    y = torch.tensor([1, 4])
-    w = penalty_weights(z.detach(), hard_negatives(z, y, 0.0))
+def test_all_tokens_as_negatives_is_no_special_case():
+    z, y = torch.randn(2, 5), torch.tensor([1, 4])
+    w = penalty_weights(z, hard_negatives(z, y, 0.0))
     assert (w > 0).sum() == 8
-    penalised_cross_entropy(z, y, w, 0.1).sum().backward()
-    assert z.grad.isfinite().all()
+    assert all(x.isfinite().all() for x in penalised_cross_entropy(z, y, w, 0.1)[:2])
+
+
+def test_a_row_without_negatives_has_no_weights_and_no_gradient_through_them():
+    z = torch.randn(2, 5, requires_grad=True)
+    w = penalty_weights(z, torch.tensor([[0.0] * 5, [1.0, 0.0, 1.0, 0.0, 0.0]]))
+    assert not w[0].any() and w[1].sum().item() == pytest.approx(1)
+    (gradient,) = torch.autograd.grad(w[:, 2].sum(), z)
+    assert gradient.isfinite().all() and not gradient[0].any() and gradient[1].any()
 
 
 def test_alpha_zero_takes_every_other_token_and_infinity_none():
@@ -204,7 +215,7 @@ def test_which_penalties_do_not_depend_on_a_shift(penalty, invariant):
     z, y = torch.randn(5, 11, dtype=torch.float64), torch.arange(5)
     w = penalty_weights(z, hard_negatives(z, y, 0.3))
     assert w.any()
-    values = [penalised_cross_entropy(z + c, y, w, 0.3, penalty) for c in (0, -7)]
+    values = [penalised_cross_entropy(z + c, y, w, 0.3, penalty)[0] for c in (0, -7)]
     assert torch.allclose(*values) == invariant
 
 
@@ -213,14 +224,13 @@ def test_penalty_on_logits_never_lowers_the_loss_except_as_printed():
     w = penalty_weights(z, hard_negatives(z, y, 0.3))
     ce = cross_entropy(z, y)
     for penalty in ("sign_safe", "additive", "log1p"):
-        assert (penalised_cross_entropy(z, y, w, 0.3, penalty) >= ce - 1e-6).all()
-    assert (penalised_cross_entropy(z, y, w, 0.3) < ce - 1e-4).any()
+        assert (penalised_cross_entropy(z, y, w, 0.3, penalty)[0] >= ce - 1e-6).all()
+    assert (penalised_cross_entropy(z, y, w, 0.3)[0] < ce - 1e-4).any()
 
 
 def test_share_of_weight_on_negative_logits():
     z = torch.tensor([[1.0, 2.0, -1.0], [1.0, 2.0, 3.0]])
-    split = split_logits(z, torch.tensor([0, 0]), torch.tensor([0, 0]), torch.tensor([1, 2]))
-    close(frac_negative_logit(split, torch.tensor([0.75, 0.25])), torch.tensor([0.25, 0.0]))
+    close(frac_negative_logit(z, torch.tensor([[0, 0.75, 0.25], [0, 0, 0]])), torch.tensor([0.25, 0.0]))
 
 
 def test_threshold_switches_equal_the_reference():
@@ -252,11 +262,11 @@ def test_ensemble_through_one_head_product_equals_the_ensemble_of_all_heads(how)
 
 
 def test_divergence_of_equal_distributions_is_zero_and_js_is_bounded():
-    z, other = torch.randn(5, 9) * 8, torch.randn(5, 9) * 8
+    z, other = (distribution(torch.randn(5, 9) * 8) for _ in range(2))
     for direction in DIRECTIONS:
-        close(divergence(z, z + 3, direction), 0.0, 1e-5)
-    assert (divergence(z, other, "js") <= math.log(2) + 1e-6).all()
-    torch.testing.assert_close(divergence(z, other), divergence(other, z, "teacher_student"))
+        close(divergence(z, distribution(z.logits + 3), direction)[0], 0.0, 1e-5)
+    assert (divergence(z, other, "js")[0] <= math.log(2) + 1e-6).all()
+    torch.testing.assert_close(divergence(z, other)[0], divergence(other, z, "teacher_student")[0])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.99])

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from recbole_ilrec.objective.ragged import row_sum
-from recbole_ilrec.objective.split import SplitLogits, split_logits
+from recbole_ilrec.objective.distribution import distribution
 
 
 def penalised_logits(logits: Tensor, weights: Tensor, beta: float, penalty: str = "multiplicative") -> Tensor:
@@ -28,51 +27,64 @@ def penalised_logits(logits: Tensor, weights: Tensor, beta: float, penalty: str 
     Returns:
         same shape.
     """
-    scaled = beta * weights
     if penalty == "multiplicative":
-        return logits * (1 + scaled)  # Eq. 7
+        return torch.addcmul(logits, logits, weights, value=beta)  # Eq. 7
     if penalty == "sign_safe":
-        return logits + scaled * logits.abs()
+        return torch.addcmul(logits, logits.abs(), weights, value=beta)
     if penalty == "additive":
-        return logits + scaled
-    return logits + torch.log1p(scaled)
+        return logits.add(weights, alpha=beta)
+    return logits + torch.log1p(beta * weights)
 
 
 def penalised_cross_entropy(
-    logits: Tensor, targets: Tensor, weights: Tensor, beta: float, penalty: str = "multiplicative"
-) -> Tensor:
-    """Eq. 7 of each supervised token, from a full table of weights.
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    beta: float,
+    penalty: str = "multiplicative",
+    *,
+    by_weights: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Eq. 7 of each supervised token, and its derivatives in closed form.
 
     Args:
-        logits: ``[N, V]`` of the last layer.
+        logits: ``[N, V]`` of the last layer, float32 or float64.
         targets: ``[N]`` int64.
-        weights: ``[N, V]``, w of Eq. 6; a weight at the target is not looked at.
+        weights: ``[N, V]``, w of Eq. 6; 0 outside the negatives and at the target.
         beta: strength; 0 gives plain cross-entropy.
         penalty: see :func:`penalised_logits`.
+        by_weights: whether the derivative by the weights is wanted too.
 
     Returns:
-        ``[N]``, nats.
+        values ``[N]`` in nats, their derivatives by the logits ``[N, V]`` and, if wanted, by the weights.
     """
-    row, token = (weights.detach() != 0).scatter(1, targets[:, None], False).nonzero(as_tuple=True)
-    split = split_logits(logits, targets, row, token)
-    return split_penalised_cross_entropy(split, weights[row, token].to(split.listed.dtype), beta, penalty)
+    penalised = distribution(penalised_logits(logits, weights, beta, penalty))
+    values = penalised.mass - logits.gather(1, targets[:, None]).squeeze(1)  # Eq. 7
+    p = penalised.p
+    gradient = None
+    if by_weights:
+        slope = {
+            "multiplicative": lambda: beta * logits,
+            "sign_safe": lambda: beta * logits.abs(),
+            "additive": lambda: torch.full_like(logits, beta),
+            "log1p": lambda: beta / (1 + beta * weights),
+        }[penalty]
+        gradient = p * slope()
+    if penalty == "multiplicative":
+        p.addcmul_(p, weights, value=beta)
+    elif penalty == "sign_safe":
+        p.addcmul_(p * logits.sign(), weights, value=beta)
+    return values, p.scatter_add_(1, targets[:, None], p.new_full((len(p), 1), -1.0)), gradient
 
 
-def split_penalised_cross_entropy(
-    split: SplitLogits, weights: Tensor, beta: float, penalty: str = "multiplicative"
-) -> Tensor:
-    """Eq. 7 from logits split by their negatives; ``weights [M]`` belong to the listed tokens. Returns ``[N]``."""
-    return split.cross_entropy(penalised_logits(split.listed, weights, beta, penalty))  # Eq. 7
-
-
-def frac_negative_logit(split: SplitLogits, weights: Tensor) -> Tensor:
+def frac_negative_logit(logits: Tensor, weights: Tensor) -> Tensor:
     """Share of each row's weight that lies on logits below 0, where the printed penalty has the wrong sign.
 
     Args:
-        split: final logits split by the negatives.
-        weights: ``[M]``, w of Eq. 6.
+        logits: ``[N, V]``.
+        weights: ``[N, V]``, w of Eq. 6.
 
     Returns:
         ``[N]`` in [0, 1]; 0 for a row without negatives.
     """
-    return row_sum((weights * (split.listed < 0)).detach(), split.row, len(split.truth))
+    return torch.linalg.vecdot(weights, torch.lt(logits, 0, out=torch.empty_like(logits)))

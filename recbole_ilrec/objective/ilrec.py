@@ -3,25 +3,36 @@
 Knows states, logits, targets and trie children; never items, prompts, models or RecBole.
 """
 
-from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective.base import Needs
+from recbole_ilrec.objective.blocks import Gradients, HeadLoss, Tables
 from recbole_ilrec.objective.cpd import layer_distillation, sample_rows
-from recbole_ilrec.objective.cpo import frac_negative_logit, split_penalised_cross_entropy
-from recbole_ilrec.objective.crr import outside_trie, split_collaborative_regularisation
-from recbole_ilrec.objective.ragged import pair_list, pair_mask, row_sum, select_rows
-from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, pair_weights
-from recbole_ilrec.objective.sft import cross_entropy
-from recbole_ilrec.objective.split import SplitLogits, split_logits
+from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
+from recbole_ilrec.objective.crr import collaborative_regularisation, outside_trie, soft_labels
+from recbole_ilrec.objective.distribution import Distribution, distribution
+from recbole_ilrec.objective.ragged import pair_mask, row_slice, select_rows
+from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
+from recbole_ilrec.objective.sft import at_least_float32
 from recbole_ilrec.schema import LayerStates, LegalTokens, LossTerms, TokenBatch
 from recbole_ilrec.settings import ILRecSettings
 
 PARTS = ("cpo", "cpd", "crr")
 MONITORS = ("ce", "negatives", "penalised", "frac_negative_logit", "outside_trie")
+
+
+class _Step(NamedTuple):
+    """What a block of rows needs to know of its step: see :meth:`ILRec.__call__`."""
+
+    targets: Tensor
+    active: Tensor | None
+    legal: LegalTokens | None
+    scale: float
 
 
 class ILRec:
@@ -58,7 +69,7 @@ class ILRec:
         self.cpd_weight = settings.lambda_ if settings.use_cpd and settings.layers else 0.0
         self.crr_weight = settings.mu if settings.use_crr else 0.0
         self._uses_negatives = bool(self.beta) or (bool(self.crr_weight) and settings.crr_scope == "negatives")
-        self._from_layers = settings.negatives_from == "ensemble" and settings.layers > 0
+        self._ensembles = self._uses_negatives and settings.negatives_from == "ensemble" and settings.layers > 0
         self._check()
         self.needs = self._needs()
 
@@ -77,7 +88,7 @@ class ILRec:
 
     def _needs(self) -> Needs:
         settings = self.settings
-        use_layers = bool(self.cpd_weight) or (self._uses_negatives and self._from_layers)
+        use_layers = bool(self.cpd_weight) or self._ensembles
         rewards = bool(self.crr_weight)
         legal = (
             rewards
@@ -104,20 +115,24 @@ class ILRec:
             raise ValueError(f"ILRec needs {self.needs.layers} candidate layers, got {len(states.candidates)}")
         if self.needs.legal and legal is None:
             raise ValueError("these settings of ILRec need the legal tokens of each position")
+        candidates = states.candidates[len(states.candidates) - self.needs.layers :]
         active = self._active(batch, epoch)
-        if active is None:
-            sums = self._penalised(states, batch.targets, legal, generator)
-        else:
-            chosen, others = active.nonzero().squeeze(1), (~active).nonzero().squeeze(1)
-            sums = self._plain(_rows_of(states, others), batch.targets[others])
-            if len(chosen):
-                part = None if legal is None else select_rows(legal, chosen, len(active))
-                more = self._penalised(_rows_of(states, chosen), batch.targets[chosen], part, generator)
-                sums = {name: sums[name] + more[name] for name in sums}
+        distilled, scale = self._distilled(batch.targets, active, generator)
+        settings = self.settings
+        whole = HeadLoss(
+            LayerStates(states.final, candidates, states.head),
+            distilled,
+            partial(ensemble_logits, head=states.head, ensemble=settings.ensemble) if self._ensembles else None,
+            ensemble_learns=not settings.detach_weights,
+            spare_head=settings.cpd_detach_head,
+        )
+        sums = whole.sums(partial(self._block, _Step(batch.targets, active, legal, scale)))
+        weights = {"cpo": 1.0, "cpd": self.cpd_weight, "crr": self.crr_weight}  # Eq. 9, 12
         return LossTerms(
             parts={name: sums[name] for name in PARTS},
-            weights={"cpo": 1.0, "cpd": self.cpd_weight, "crr": self.crr_weight},  # Eq. 9, 12
-            monitors={name: sums[name].detach() for name in MONITORS},
+            weights=weights,
+            monitors={name: sums[name] for name in MONITORS},
+            combined=whole.with_gradient(torch.stack([weights[name] * sums[name] for name in PARTS]).sum()),
         )
 
     def _active(self, batch: TokenBatch, epoch: float) -> Tensor | None:
@@ -130,68 +145,52 @@ class ILRec:
             active = content if active is None else active & content
         return active
 
-    def _plain(self, states: LayerStates, targets: Tensor) -> dict[str, Tensor]:
-        ce = cross_entropy(states.head(states.final), targets).sum()
-        return {**dict.fromkeys(PARTS + MONITORS, ce.new_zeros(())), "cpo": ce, "ce": ce}
+    def _distilled(
+        self, targets: Tensor, active: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, float]:
+        """Rows of Eq. 8, ascending, and the factor that makes up for those left out.
 
-    def _penalised(
-        self, states: LayerStates, targets: Tensor, legal: LegalTokens | None, generator: torch.Generator | None
-    ) -> dict[str, Tensor]:
-        logits = states.head(states.final)
-        zero = torch.zeros((), device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
-        sums = dict.fromkeys(PARTS + MONITORS, zero)
-        if self.cpd_weight:  # first: the table that the other terms keep does not exist yet
-            sums["cpd"] = self._distillation(states, logits, legal, generator)
-        if self._uses_negatives or self.crr_weight:
-            sums.update(self._preference(states, logits, targets, legal))
-        else:
-            sums["cpo"] = sums["ce"] = cross_entropy(logits, targets).sum()
-        return sums
+        ``cpd_share`` below 1 takes a random share of the tokens and scales their sum up, which is unbiased.
+        """
+        if not self.cpd_weight:
+            return targets.new_zeros(0), 1.0
+        rows = torch.arange(len(targets), device=targets.device) if active is None else active.nonzero().squeeze(1)
+        chosen = sample_rows(len(rows), self.settings.cpd_share, generator, targets.device)
+        return (rows, 1.0) if chosen is None else (rows[chosen], len(rows) / len(chosen))
 
-    def _preference(
-        self, states: LayerStates, logits: Tensor, targets: Tensor, legal: LegalTokens | None
-    ) -> dict[str, Tensor]:
-        """Eq. 3-7 and 11, all over one split of the final logits by the negatives and, where H is wider, by H."""
-        in_negatives = in_scope = None  # None: every listed token
-        if self._uses_negatives:
-            ensemble = self._ensemble(states, logits)
-            listed = negatives = self._negatives(ensemble, logits, targets, legal)
-        else:
-            ensemble, listed = logits, logits.new_zeros(logits.shape, dtype=torch.bool)
-            negatives = listed
-        if self.crr_weight and legal is not None and self.settings.crr_scope == "legal":
-            scope = pair_mask(legal.row, legal.token, (len(targets), logits.shape[1]))
-            listed = (negatives | scope).scatter_(1, targets[:, None], False)
-            row, token = pair_list(listed)
-            in_negatives, in_scope = negatives[row, token], scope[row, token]
-        else:
-            row, token = pair_list(listed)
-        weights = self._weights(ensemble, row, token, in_negatives)
-        del ensemble, listed, negatives  # full tables; the split keeps one of its own
-        split = split_logits(logits, targets, row, token)
-        sums = self._monitors(split, weights, legal)
-        sums["cpo"] = split_penalised_cross_entropy(split, weights, self.beta, self.settings.penalty).sum()
+    def _block(self, step: _Step, tables: Tables) -> tuple[dict[str, Tensor], Gradients]:
+        """The sums of all parts and monitors over a block of rows, and the gradient of the weighted total."""
+        rows = slice(tables.low, tables.high)
+        targets = step.targets[rows]
+        active = None if step.active is None else step.active[rows]
+        legal = None if step.legal is None else row_slice(step.legal, tables.low, tables.high)
+        final = distribution(at_least_float32(tables.final))
+        ce = final.cross_entropy(targets)
+        sums = dict.fromkeys(PARTS + MONITORS, ce.new_zeros(()))
+        sums["ce"] = ce.sum()
+        negatives = self._negatives(tables, final.logits, targets, legal, active)
+        by_final, by_ensemble = self._penalised(tables, final, targets, negatives, sums)
         if self.crr_weight and legal is not None:
-            sums["crr"] = self._regularisation(split, targets, legal, logits.shape[1], in_scope)
-        return sums
+            self._regularised(final, targets, negatives, legal, active, by_final, sums)
+        by_students: list[Tensor] = []
+        if self.cpd_weight and tables.students.numel():
+            by_students = self._distil(tables, final, legal, step.scale, by_final, sums)
+        return sums, Gradients(by_final, by_ensemble, by_students)
 
-    def _ensemble(self, states: LayerStates, logits: Tensor) -> Tensor:
-        """Choice: weights are coefficients, so no gradient flows through them; ``detach_weights: false`` lets it."""
-        if not self._from_layers:
-            return logits.detach() if self.settings.detach_weights else logits
-        candidates = states.candidates[-self.settings.layers :]
-        with torch.no_grad() if self.settings.detach_weights else nullcontext():
-            return ensemble_logits(candidates, states.head, ensemble=self.settings.ensemble)
-
-    def _negatives(self, ensemble: Tensor, logits: Tensor, targets: Tensor, legal: LegalTokens | None) -> Tensor:
+    def _negatives(
+        self, tables: Tables, logits: Tensor, targets: Tensor, legal: LegalTokens | None, active: Tensor | None
+    ) -> Tensor | None:
+        """``[n, V]`` of 0 and 1, Eq. 4-5; ``None`` where no part uses them."""
         settings = self.settings
+        if not self._uses_negatives:
+            return None
         allowed = None
         if settings.neg_scope == "item_tokens" and self.item_tokens is not None:
             allowed = self.item_tokens.to(logits.device)
         elif settings.neg_scope == "legal" and legal is not None:
-            allowed = pair_mask(legal.row, legal.token, (len(targets), logits.shape[1]))
-        return hard_negatives(
-            ensemble,
+            allowed = pair_mask(legal, logits)
+        negatives = hard_negatives(
+            logits if tables.ensemble is None else tables.ensemble,
             targets,
             settings.alpha,
             threshold_on=settings.threshold_on,
@@ -199,82 +198,106 @@ class ILRec:
             allowed=allowed,
             max_negatives=settings.max_negatives,
         )
+        return negatives if active is None else negatives.mul_(active[:, None])
 
-    def _weights(self, ensemble: Tensor, row: Tensor, token: Tensor, chosen: Tensor | None) -> Tensor:
-        """``[M]`` weights of Eq. 6; 0 for a listed token that is no negative."""
-        weight_from = self.settings.weight_from
-        if chosen is None:
-            return pair_weights(ensemble, row, token, weight_from=weight_from)
-        place = chosen.nonzero().squeeze(1)
-        weights = pair_weights(ensemble, row[place], token[place], weight_from=weight_from)
-        return weights.new_zeros(len(row)).index_put((place,), weights)
+    def _penalised(
+        self,
+        tables: Tables,
+        final: Distribution,
+        targets: Tensor,
+        negatives: Tensor | None,
+        sums: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Eq. 6-7: adds to ``sums``; the derivative by the final logits and, if it is wanted, by the ensemble's.
 
-    def _monitors(self, split: SplitLogits, weights: Tensor, legal: LegalTokens | None) -> dict[str, Tensor]:
-        with torch.no_grad():
-            rows = len(split.truth)
-            count = row_sum((weights > 0).to(split.truth.dtype), split.row, rows)
-            sums = {
-                "ce": split.cross_entropy().sum(),
-                "negatives": count.sum(),
-                "penalised": (count > 0).sum().to(count.dtype),
-                "frac_negative_logit": frac_negative_logit(split, weights).sum(),
-            }
-            if self.crr_weight and legal is not None:
-                sums["outside_trie"] = outside_trie(legal, rows).sum().to(count.dtype)
-        return sums
+        Choice: weights are coefficients, so no gradient flows through them; ``detach_weights: false`` lets it.
+        """
+        if negatives is None:
+            sums["cpo"] = sums["ce"]
+            truth = torch.full_like(final.p[:, :1], -1.0)
+            return final.p.scatter_add(1, targets[:, None], truth), None
+        learns = not self.settings.detach_weights
+        logits = final.logits
+        source = logits if tables.ensemble is None else tables.ensemble
+        with torch.set_grad_enabled(learns):
+            source = source.detach().requires_grad_(learns)
+            weights = penalty_weights(source, negatives, weight_from=self.settings.weight_from)
+        values, by_final, by_weights = penalised_cross_entropy(
+            logits, targets, weights.detach(), self.beta, self.settings.penalty, by_weights=learns
+        )
+        count = negatives.sum(1)
+        sums["cpo"] = values.sum()
+        sums["negatives"] = count.sum()
+        sums["penalised"] = (count > 0).sum().to(values.dtype)
+        sums["frac_negative_logit"] = frac_negative_logit(logits, weights.detach()).sum()
+        if by_weights is None or not weights.requires_grad:
+            return by_final, None
+        (by_source,) = torch.autograd.grad(weights, source, by_weights)
+        if tables.ensemble is None:
+            return by_final.add_(by_source), None
+        return by_final, by_source
 
-    def _regularisation(
-        self, split: SplitLogits, targets: Tensor, legal: LegalTokens, vocab_size: int, in_scope: Tensor | None
-    ) -> Tensor:
+    def _regularised(
+        self,
+        final: Distribution,
+        targets: Tensor,
+        negatives: Tensor | None,
+        legal: LegalTokens,
+        active: Tensor | None,
+        by_final: Tensor,
+        sums: dict[str, Tensor],
+    ) -> None:
+        """Eq. 11: adds to ``sums`` and to the derivative by the final logits."""
         settings = self.settings
-        return split_collaborative_regularisation(
-            split,
+        scope = negatives
+        if settings.crr_scope == "legal" or scope is None:
+            scope = pair_mask(legal, final.p)
+        labels = soft_labels(
             targets,
+            scope,
             legal,
-            vocab_size,
-            in_scope=in_scope,
             label=settings.crr_label,
             temperature=settings.crr_temperature,
             truth_floor=settings.r_truth_floor,
-        ).sum()
-
-    def _distillation(
-        self,
-        states: LayerStates,
-        logits: Tensor,
-        legal: LegalTokens | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Choice: the last layer only teaches, no gradient flows into it; ``detach_teacher: false`` lets it.
-
-        ``cpd_share`` below 1 takes a random share of the tokens and scales their sum up, which is unbiased.
-        """
-        settings = self.settings
-        rows = len(logits)
-        teacher = logits.detach() if settings.detach_teacher else logits
-        candidates = states.candidates[-settings.layers :]
-        chosen = sample_rows(rows, settings.cpd_share, generator, logits.device)
-        legal = legal if settings.cpd_support == "legal" else None
-        if chosen is not None:
-            teacher, candidates = teacher[chosen], tuple(state[chosen] for state in candidates)
-            legal = None if legal is None else select_rows(legal, chosen, rows)
-        terms = layer_distillation(
-            candidates,
-            teacher,
-            states.head,
-            direction=settings.cpd_direction,
-            token_ids=self._item_ids(logits.device) if settings.cpd_support == "item_tokens" else None,
-            legal=legal,
-            layer_reduction=settings.cpd_layer_reduction,
-            detach_head=settings.cpd_detach_head,
-            max_rows=rows,
         )
-        return terms.sum() * (rows / len(terms) if len(terms) else 1.0)
+        values = collaborative_regularisation(final, labels)
+        difference = torch.sub(final.p, labels, out=labels)
+        outside = outside_trie(legal, len(targets))
+        if active is not None:
+            values, difference, outside = values * active, difference.mul_(active[:, None]), outside & active
+        sums["crr"] = values.sum()
+        sums["outside_trie"] = outside.sum().to(values.dtype)
+        by_final.add_(difference, alpha=self.crr_weight)
+
+    def _distil(
+        self,
+        tables: Tables,
+        final: Distribution,
+        legal: LegalTokens | None,
+        scale: float,
+        by_final: Tensor,
+        sums: dict[str, Tensor],
+    ) -> list[Tensor]:
+        """Eq. 8: adds to ``sums``; the derivatives by the students' logits.
+
+        Choice: the last layer only teaches, no gradient flows into it; ``detach_teacher: false`` lets it.
+        """
+        settings, chosen, rows = self.settings, tables.distilled, len(final.p)
+        narrow = legal if settings.cpd_support == "legal" else None
+        values, by_students, by_teacher = layer_distillation(
+            tables.students,
+            final if len(chosen) == rows else final.rows(chosen),
+            direction=settings.cpd_direction,
+            token_ids=self._item_ids(final.p.device) if settings.cpd_support == "item_tokens" else None,
+            legal=None if narrow is None else select_rows(narrow, chosen, rows),
+            by_teacher=not settings.detach_teacher,
+        )
+        if settings.cpd_layer_reduction == "mean":
+            scale /= len(tables.students)
+        sums["cpd"] = scale * values.sum()
+        if by_teacher is not None:
+            by_final.index_add_(0, chosen, by_teacher, alpha=scale * self.cpd_weight)
+        return [gradient.mul_(scale * self.cpd_weight) for gradient in by_students]
 
     def _item_ids(self, device: torch.device) -> Tensor | None:
         return None if self.item_tokens is None else self.item_tokens.to(device).nonzero().squeeze(1)
-
-
-def _rows_of(states: LayerStates, rows: Tensor) -> LayerStates:
-    """The states of some supervised tokens; the split keeps their logits apart without copying a ``[N, V]`` tensor."""
-    return LayerStates(states.final[rows], tuple(state[rows] for state in states.candidates), states.head)

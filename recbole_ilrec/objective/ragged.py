@@ -1,8 +1,6 @@
-"""Sums and softmaxes over lists of (row, token) pairs.
+"""Lists of (row, token) pairs: legal tokens are few beside the vocabulary, so they travel as flat lists.
 
-Hard negatives and legal tokens are few beside the vocabulary, so they travel as flat lists: ``row [M]`` says to which
-of N rows entry m belongs. Each function also takes one *own* value per row (in this package the true token's), which
-keeps every row non-empty. All are differentiable in the values.
+``row [M]`` says to which of N rows entry m belongs.
 """
 
 import torch
@@ -16,24 +14,8 @@ def row_sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return values.new_zeros(rows).index_add(0, row, values)
 
 
-def row_logsumexp(own: Tensor, values: Tensor, row: Tensor) -> Tensor:
-    """``log(exp(own[n]) + sum of exp(values[m]) over the entries m of row n)``.
-
-    Args:
-        own: ``[N]``, finite.
-        values: ``[M]``, of the same dtype.
-        row: ``[M]`` int64.
-
-    Returns:
-        ``[N]``.
-    """
-    largest = own.detach().scatter_reduce(0, row, values.detach(), "amax")
-    total = (own - largest).exp().index_add(0, row, (values - largest[row]).exp())
-    return largest + total.log()
-
-
 def row_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Softmax over the entries of each row, without an own value.
+    """Softmax over the entries of each row.
 
     Args:
         values: ``[M]``.
@@ -48,45 +30,18 @@ def row_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return unnormalised / row_sum(unnormalised, row, rows)[row]
 
 
-def pair_mask(row: Tensor, token: Tensor, shape: tuple[int, int]) -> Tensor:
-    """``[N, V]`` bool, True at the listed pairs."""
-    mask = torch.zeros(shape, dtype=torch.bool, device=row.device)
-    mask[row, token] = True
+def pair_mask(legal: LegalTokens, table: Tensor) -> Tensor:
+    """A table like ``table [N, V]`` that is 1 at the listed pairs and 0 elsewhere."""
+    mask = torch.zeros_like(table)
+    mask[legal.row, legal.token] = 1.0
     return mask
 
 
-def pair_list(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and tokens at which an ``[N, V]`` bool mask is True, both ``[M]`` int64; rows do not decrease."""
-    row, token = mask.nonzero(as_tuple=True)
-    return row, token
-
-
-def rewards_at(legal: LegalTokens, row: Tensor, token: Tensor, vocab_size: int) -> Tensor:
-    """Reward r_v of given pairs, 0 where the token is not legal there.
-
-    Args:
-        legal: with rewards.
-        row: ``[M]`` int64.
-        token: ``[M]`` int64.
-        vocab_size: V.
-
-    Returns:
-        ``[M]``, dtype of the rewards.
-
-    Raises:
-        ValueError: ``legal`` carries no rewards.
-    """
-    if legal.reward is None:
-        raise ValueError("Eq. 11 needs rewards; these legal tokens carry none")
-    if not len(legal.row):
-        return legal.reward.new_zeros(len(row))
-    known, reward = legal.row * vocab_size + legal.token, legal.reward
-    if not (known[1:] > known[:-1]).all():  # a trie hands them out in order
-        known, order = known.sort()
-        reward = reward[order]
-    wanted = row * vocab_size + token
-    place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
-    return torch.where(known[place] == wanted, reward[place], 0.0)
+def row_slice(legal: LegalTokens, low: int, high: int) -> LegalTokens:
+    """The entries of the rows ``low : high``, renumbered from 0."""
+    first, end = torch.searchsorted(legal.row, torch.tensor([low, high], device=legal.row.device)).tolist()
+    reward = None if legal.reward is None else legal.reward[first:end]
+    return LegalTokens(legal.row[first:end] - low, legal.token[first:end], reward)
 
 
 def select_rows(legal: LegalTokens, chosen: Tensor, rows: int) -> LegalTokens:

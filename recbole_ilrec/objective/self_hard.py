@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from recbole_ilrec.objective.ragged import pair_list, row_softmax
+from recbole_ilrec.objective.distribution import restricted_softmax
 from recbole_ilrec.objective.sft import at_least_float32
 
 
@@ -81,16 +81,17 @@ def hard_negatives(
         alpha: threshold factor, >= 0.
         threshold_on: ``prob`` or ``logit``.
         final: ``[N, V]`` logits of the last layer, whose value of the true token sets the threshold, or ``None``.
-        allowed: ``[V]`` or ``[N, V]`` bool, tokens that may be negatives, or ``None`` for all.
+        allowed: ``[V]`` or ``[N, V]``, nonzero for tokens that may be negatives, or ``None`` for all.
         max_negatives: keep only so many of a row, the most probable ones; ``None`` keeps all.
 
     Returns:
-        ``[N, V]`` bool; the target is never a negative.
+        ``[N, V]``, 1 for a negative and 0 elsewhere, at least float32; the target is never a negative.
     """
     ensemble = ensemble.detach()
     truth = targets[:, None]
+    negatives = torch.empty_like(ensemble, dtype=torch.promote_types(ensemble.dtype, torch.float32))
     if math.isinf(alpha):
-        return torch.zeros_like(ensemble, dtype=torch.bool)
+        return negatives.zero_()
     source = ensemble if final is None else final.detach()
     threshold = at_least_float32(source.gather(1, truth))
     if threshold_on == "logit":
@@ -99,17 +100,17 @@ def hard_negatives(
         if final is not None:
             threshold = threshold - _log_normaliser(final.detach()) + _log_normaliser(ensemble)
         threshold = threshold + (math.log(alpha) if alpha else -torch.inf)  # Eq. 4
-    negatives = ensemble >= threshold  # Eq. 5
+    torch.ge(at_least_float32(ensemble), threshold, out=negatives)  # Eq. 5
     if allowed is not None:
-        negatives &= allowed
-    negatives.scatter_(1, truth, False)  # Eq. 5, v != y_t
+        negatives.mul_(allowed)
+    negatives.scatter_(1, truth, 0.0)  # Eq. 5, v != y_t
     if max_negatives is not None and max_negatives < ensemble.shape[1]:
         negatives = _most_probable(ensemble, negatives, max_negatives)
     return negatives
 
 
-def pair_weights(ensemble: Tensor, row: Tensor, token: Tensor, *, weight_from: str = "logit") -> Tensor:
-    """Penalty weights w_v of the listed negatives (Eq. 6); those of a row sum to 1.
+def penalty_weights(ensemble: Tensor, negatives: Tensor, *, weight_from: str = "logit") -> Tensor:
+    """Penalty weights w_v of the negatives (Eq. 6).
 
     Choice: Eq. 6 prints exp of a probability, which makes the weights nearly equal (their ratio is at most e) although
     the text wants harder negatives to weigh more. We take exp of the ensemble logits, i.e. the probability
@@ -117,35 +118,19 @@ def pair_weights(ensemble: Tensor, row: Tensor, token: Tensor, *, weight_from: s
 
     Args:
         ensemble: ``[N, V]`` ensemble logits; weights carry its gradient.
-        row: ``[M]`` int64.
-        token: ``[M]`` int64.
+        negatives: ``[N, V]`` of 0 and 1.
         weight_from: ``logit``, ``prob`` or ``uniform``.
 
     Returns:
-        ``[M]`` float32 (float64 for float64 logits).
+        ``[N, V]`` float32 (float64 for float64 logits); 0 outside the negatives, and a row sums to 1 or, when it has
+        none, to 0.
     """
-    exponent = at_least_float32(ensemble[row, token])
+    exponent = at_least_float32(ensemble)
     if weight_from == "prob":
-        exponent = (exponent - _log_normaliser(ensemble).squeeze(1)[row]).exp()
+        exponent = exponent.softmax(-1)
     elif weight_from == "uniform":
         exponent = torch.zeros_like(exponent)
-    return row_softmax(exponent, row, len(ensemble))  # Eq. 6
-
-
-def penalty_weights(ensemble: Tensor, negatives: Tensor, *, weight_from: str = "logit") -> Tensor:
-    """Penalty weights w_v of Eq. 6 as a full table; see :func:`pair_weights`.
-
-    Args:
-        ensemble: ``[N, V]`` ensemble logits.
-        negatives: ``[N, V]`` bool.
-        weight_from: ``logit``, ``prob`` or ``uniform``.
-
-    Returns:
-        ``[N, V]``; 0 outside the negatives, and a row sums to 1 or, when it has none, to 0.
-    """
-    row, token = pair_list(negatives)
-    weights = pair_weights(ensemble, row, token, weight_from=weight_from)
-    return weights.new_zeros(ensemble.shape).index_put((row, token), weights)
+    return restricted_softmax(exponent, negatives)  # Eq. 6
 
 
 def _log_normaliser(logits: Tensor) -> Tensor:
@@ -153,5 +138,5 @@ def _log_normaliser(logits: Tensor) -> Tensor:
 
 
 def _most_probable(ensemble: Tensor, negatives: Tensor, count: int) -> Tensor:
-    best = ensemble.masked_fill(~negatives, -torch.inf).topk(count, dim=1)
-    return torch.zeros_like(negatives).scatter_(1, best.indices, best.values > -torch.inf)
+    best = ensemble.masked_fill(negatives == 0, -torch.inf).topk(count, dim=1)
+    return torch.zeros_like(negatives).scatter_(1, best.indices, (best.values > -torch.inf).to(negatives.dtype))

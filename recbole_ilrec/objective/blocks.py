@@ -1,0 +1,210 @@
+"""A loss over the logits of the head, a few rows at a time: values and gradients in one pass.
+
+The tables of logits are what a step's memory and, for a small model, much of its time go into. Here the head is applied
+to a chunk of rows, the loss of each block of them is computed while its logits are in the cache, its gradient takes the
+logits' place, and the head's product with it gives the gradients of states and weights. Nothing as large as
+``[N, V]`` ever exists, and nothing is computed twice. Knows states and logits; never targets or equations.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recbole_ilrec.schema import LayerStates
+
+BLOCK = {"cpu": 2**18}
+"""Numbers of a table that a loss works on at a time: what a core's cache holds."""
+ACCELERATOR_BLOCK = 2**26
+CHUNK_ROWS = 256
+"""Rows of a head product at least: fewer would leave it waiting for the head's weights."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Logits of the rows ``low : high``, without gradient, in the head's precision.
+
+    Attributes:
+        low: number of the first row.
+        high: one past the last.
+        final: ``[n, V]`` of the last layer.
+        ensemble: ``[n, V]`` of the candidate layers' ensemble, or ``None`` where none is asked for.
+        students: ``[K, m, V]`` of the candidate layers at the distilled rows.
+        distilled: ``[m]`` int64, which of the n rows these are.
+    """
+
+    low: int
+    high: int
+    final: Tensor
+    ensemble: Tensor | None
+    students: Tensor
+    distilled: Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Derivatives of a block's loss by the tables of the same names; ``None`` for 0."""
+
+    final: Tensor
+    ensemble: Tensor | None = None
+    students: Sequence[Tensor] = ()
+
+
+BlockLoss = Callable[[Tables], tuple[dict[str, Tensor], Gradients]]
+"""Named sums over the rows of a block, and the gradient of their weighted total."""
+
+
+@dataclass
+class HeadLoss:
+    """Sums a block loss over all rows.
+
+    Attributes:
+        states: states at the N supervised tokens.
+        distilled: ``[M]`` int64 ascending, rows at which the loss wants the candidates' own logits.
+        ensemble: the ensemble logits of candidate states, if the loss wants them.
+        ensemble_learns: take the gradient by the ensemble's logits further.
+        spare_head: take the gradient by the students' logits to the states only.
+    """
+
+    states: LayerStates
+    distilled: Tensor
+    ensemble: Callable[[Sequence[Tensor]], Tensor] | None = None
+    ensemble_learns: bool = False
+    spare_head: bool = False
+    _inputs: list[Tensor] = field(init=False)
+    _gradients: list[Tensor | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        states = self.states
+        with torch.enable_grad():
+            probe = states.head(states.final[:1].detach())
+        self._vocab_size = probe.shape[1]
+        self._inputs = [states.final, *states.candidates, *leaves_of(probe)]
+        self._learns = torch.is_grad_enabled() and any(x.requires_grad for x in self._inputs)
+        self._gradients = [torch.zeros_like(x) if self._learns and x.requires_grad else None for x in self._inputs]
+
+    @torch.no_grad()
+    def sums(self, loss: BlockLoss) -> dict[str, Tensor]:
+        """Named sums over all rows; the gradients are kept for :meth:`with_gradient`."""
+        rows = len(self.states.final)
+        size = max(1, BLOCK.get(self.states.final.device.type, ACCELERATOR_BLOCK) // self._vocab_size)
+        total: dict[str, Tensor] = {}
+        blocks = list(range(0, max(rows, 1), size))
+        ends = torch.tensor([*blocks[1:], rows], device=self.distilled.device)
+        upto = [0, *torch.searchsorted(self.distilled, ends).tolist()]
+        together = -(-CHUNK_ROWS // size)
+        for first in range(0, len(blocks), together):
+            bounds = [*blocks[first : first + together + 1], rows][: together + 1]
+            for sums in self._chunk(loss, bounds, upto[first : first + together + 1]):
+                total = {name: total[name] + value if total else value for name, value in sums.items()}
+        return total
+
+    def _chunk(self, loss: BlockLoss, bounds: list[int], upto: list[int]) -> Iterator[dict[str, Tensor]]:
+        low, high = bounds[0], bounds[-1]
+        chosen = self.distilled[upto[0] : upto[-1]] - low
+        leaves = [x[low:high].detach() for x in self._inputs[: 1 + len(self.states.candidates)]]
+        for leaf, x in zip(leaves, self._inputs, strict=False):
+            leaf.requires_grad_(self._learns and x.requires_grad)
+        with torch.set_grad_enabled(self._learns):
+            outputs = self._logits(leaves, chosen)
+            with torch.set_grad_enabled(self._learns and self.ensemble_learns):
+                ensemble = self.ensemble(leaves[1:]) if self.ensemble else None
+        tables = [x.detach() for x in outputs]
+        final, students = self._parts(tables, high - low)
+        by_ensemble = torch.zeros_like(ensemble) if ensemble is not None and ensemble.requires_grad else None
+        for (start, end), (left, right) in zip(_pairs(bounds), _pairs(upto), strict=True):
+            own, picked = slice(start - low, end - low), slice(left - upto[0], right - upto[0])
+            sums, gradients = loss(
+                Tables(
+                    low=start,
+                    high=end,
+                    final=final[own],
+                    ensemble=None if ensemble is None else ensemble.detach()[own],
+                    students=students[:, picked],
+                    distilled=chosen[picked] + low - start,
+                )
+            )
+            final[own] = gradients.final.to(final.dtype)
+            for table, gradient in zip(students, gradients.students, strict=False):
+                table[picked] = gradient.to(table.dtype)
+            if by_ensemble is not None and gradients.ensemble is not None:
+                by_ensemble[own] = gradients.ensemble.to(by_ensemble.dtype)
+            yield sums
+        if self._learns:
+            joined = [(outputs[0], tables[0])] + ([] if by_ensemble is None else [(ensemble, by_ensemble)])
+            self._collect(joined, leaves, low, self._inputs[len(leaves) :])
+            self._collect([(outputs[1], tables[1])] if self.spare_head else [], leaves, low, [])
+
+    def _logits(self, leaves: list[Tensor], chosen: Tensor) -> list[Tensor]:
+        """One head product for all rows; two where the students' must not train the head."""
+        final, candidates = leaves[0], leaves[1:] if len(chosen) else []
+        whole = len(chosen) == len(final)
+        picked = [x if whole else x[chosen] for x in candidates]
+        if self.spare_head:
+            return [self.states.head(final), self.states.head(torch.cat([*picked, final[:0]]))]
+        return [self.states.head(torch.cat([final, *picked]) if picked else final)]
+
+    def _parts(self, tables: list[Tensor], rows: int) -> tuple[Tensor, Tensor]:
+        """Views of the logits: the last layer's and the students' ``[K, m, V]``."""
+        final = tables[0][:rows]
+        students = tables[1] if self.spare_head else tables[0][rows:]
+        layers = max(1, len(self.states.candidates))
+        return final, students.view(layers, len(students) // layers, students.shape[1])
+
+    def _collect(self, products: list[Any], leaves: list[Tensor], low: int, weights: list[Tensor]) -> None:
+        """Carry gradients by logits on to the states of this chunk, and to ``weights``."""
+        products = [(output, gradient) for output, gradient in products if output.requires_grad]
+        wanted = [(i, x) for i, x in enumerate([*leaves, *weights]) if x.requires_grad]
+        if not products or not wanted:
+            return
+        found = torch.autograd.grad(
+            [output for output, _ in products],
+            [x for _, x in wanted],
+            [gradient for _, gradient in products],
+            allow_unused=True,
+        )
+        for (i, _), gradient in zip(wanted, found, strict=True):
+            kept = self._gradients[i]
+            if gradient is not None and kept is not None:
+                kept[low : low + len(gradient)].add_(gradient) if i < len(leaves) else kept.add_(gradient)
+
+    def with_gradient(self, value: Tensor) -> Tensor:
+        """``value`` with the gradients of the last :meth:`sums`."""
+        if not self._learns:
+            return value
+        return _Known.apply(value, self._gradients, *self._inputs)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if known is None else (known * grad).to(known.dtype) for known in ctx.saved_tensors)
+
+
+def leaves_of(output: Tensor) -> list[Tensor]:
+    """The trained tensors that ``output`` was computed from, whatever modules wrap them."""
+    found, waiting, seen = [], [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def _pairs(bounds: list[int]) -> list[tuple[int, int]]:
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
