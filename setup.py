@@ -15,7 +15,8 @@ PROPERTIES = HERE / "properties"
 
 PAGE = ["matplotlib>=3.8"]
 TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", *PAGE]
-QLORA = ["bitsandbytes>=0.43"]
+QLORA = ["bitsandbytes>=0.46"]
+GGUF = ["gguf>=0.10"]
 DOCS = ["mkdocs>=1.6"]
 
 setup(
@@ -56,6 +57,7 @@ setup(
     extras_require={
         "test": TEST,
         "qlora": QLORA,
+        "gguf": GGUF,
         "page": PAGE,
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "pytest-xdist"],

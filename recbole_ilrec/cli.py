@@ -25,6 +25,7 @@ verbs
   prepare    make a dataset from raw files
   table      a table of the paper, its missing runs made first
   figure     a figure of the paper, likewise
+  export     write a run's model as a folder for transformers and peft
 
 recbole-ilrec VERB --help shows the options of a verb.
 """
@@ -58,6 +59,14 @@ PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR]
   --source=lcrec|amazon18    what the raw files are: LC-Rec's JSON files, or Amazon Reviews 2018
   --path=DIR                 the folder with the raw files; without it they are downloaded, where that is allowed
   --out=DIR                  the folder of datasets; the result is DIR/NAME
+"""
+
+EXPORT_HELP = """usage: recbole-ilrec export RUN --out=DIR [--merge=true]
+
+  RUN                        the folder of a run of a language model, as --checkpoint_dir keeps it
+  --out=DIR                  the folder to make: weights or adapter, tokenizer, catalogue, trie, prompt, model
+                             card, golden lists
+  --merge=true               fold an adapter into the weights
 """
 
 # fmt: off
@@ -215,11 +224,29 @@ def prepare(arguments: Arguments) -> int:
     return 0
 
 
+def export(arguments: Arguments) -> int:
+    """The verb ``export``."""
+    out, merge = arguments.take("out"), arguments.take("merge", False)
+    if arguments.options:
+        raise unknown_name("option of export", next(iter(arguments.options)), ["out", "merge"])
+    if len(arguments.words) != 1 or out is None or not isinstance(merge, bool):
+        raise UserError("export takes a run and a new folder: recbole-ilrec export RUN --out=DIR [--merge=true].")
+    from recbole_ilrec.compat import require_recbole
+
+    require_recbole()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from recbole_ilrec.export import export_run
+
+    sys.stdout.write(f"{export_run(Path(arguments.words[0]), Path(out), merge=merge)}\n")
+    return 0
+
+
 VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "run": (run, RUN_HELP),
     "prepare": (prepare, PREPARE_HELP),
     "table": (table_verb.table, table_verb.TABLE_HELP),
     "figure": (table_verb.figure, table_verb.FIGURE_HELP),
+    "export": (export, EXPORT_HELP),
 }
 """Verb -> what it does, its help."""
 

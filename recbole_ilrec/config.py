@@ -27,6 +27,7 @@ from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings
 GIVEN = "config_dict or command line"
 DERIVED = "derived from other settings"
 RECBOLE_FILES, OVERALL = "RecBole's ", "properties/overall.yaml"
+PRETRAINED = "pretrained.yaml"
 RECBOLE = Path(recbole.__file__).parent
 
 
@@ -132,6 +133,8 @@ class Config(RecBoleConfig):
         if self.is_llm:
             named = [layer["backbone"] for _, layer in layers if isinstance(layer.get("backbone"), str)]
             origin, layer = self._backbone_layer(self.external_config_dict.get("backbone"), named)
+            if "backbone.path" in layer:
+                layers.append((f"properties/{PRETRAINED}", read_yaml(root / PRETRAINED)))
             layers.append((origin, layer))
             more = self._paradigm_files([*(own for _, own in layers), self.external_config_dict], layer.get("backbone"))
             layers += [(f"properties/{p.relative_to(root)}", _flat_sections(read_yaml(p))) for p in more if p.is_file()]

@@ -17,6 +17,7 @@ from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vector
 from recbole_ilrec.identifiers.semantic_id import SemanticIdentifiers, collision_report, read_index, write_index
 from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles
 from recbole_ilrec.identifiers.uniqueness import learn_identifiers
+from recbole_ilrec.pretrained import local_backbone
 from recbole_ilrec.report.costs import spent_on
 from recbole_ilrec.settings import IndexSettings
 
@@ -125,7 +126,7 @@ def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSe
     if settings.embedding == "backbone":
         from recbole_ilrec.backbone.causal_lm import pooled_states
 
-        return pooled_states(config.settings.backbone, texts, progress=config["show_progress"])
+        return pooled_states(local_backbone(config), texts, progress=config["show_progress"])
     if not settings.encoder:
         raise UserError("index.embedding=encoder needs --index.encoder=FOLDER, a sentence encoder of Hugging Face.")
     return encoder_vectors(texts, settings.encoder, progress=config["show_progress"])

@@ -24,6 +24,7 @@ from recbole_ilrec.item_index import identifiers_of
 from recbole_ilrec.objective import build_objective, build_preference
 from recbole_ilrec.objective.preference import answer_log_probs, token_log_probs
 from recbole_ilrec.presets import properties_folder
+from recbole_ilrec.pretrained import local_backbone
 from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.prompt.template import load_template
@@ -75,7 +76,10 @@ class GenerativeRecommender(SequentialRecommender):
         items = identifiers_of(config, dataset)
         template = load_template(settings.prompt.template or settings.backbone.template, properties_folder() / "prompt")
         texts = [*template.texts, *items.texts]
-        self.backbone = build_backbone(settings.backbone, items.new_tokens, texts, config["seed"])
+        weights = local_backbone(config)
+        self.backbone = build_backbone(
+            weights, items.new_tokens, texts, config["seed"], settings.adapter, device=config["device"]
+        )
         tokenizer = self.backbone.tokenizer
         self.catalog = self._catalog(items.token_ids(tokenizer), tokenizer)
         self.encoder = PromptEncoder(tokenizer, self.catalog, template, settings.prompt.max_length)

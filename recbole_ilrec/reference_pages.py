@@ -30,9 +30,10 @@ This page is generated from `recbole_ilrec/settings.py` by `{COMMAND}`; do not e
 Every setting can be given on the command line (`--alpha=0.8`, `--decode.renormalise=true`), in a YAML file named by
 `--config_files`, or in `config_dict` of `run_recbole_ilrec(...)`; a section may also be written as a mapping
 (`decode: {{renormalise: true}}`). Later wins: RecBole's YAML files, `properties/overall.yaml`, `properties/model`,
-`properties/dataset`, `properties/backbone`, `properties/paradigm` and `properties/tuned` (language models only), your
-files in their order, `config_dict` or the command line. `--print_config` shows the value of each setting and where it
-came from. A name that nothing reads is refused.
+`properties/dataset`, `properties/pretrained.yaml` (backbones with a path), `properties/backbone`,
+`properties/paradigm` and `properties/tuned` (language models only), your files in their order, `config_dict` or the
+command line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is
+refused.
 
 *Short* is the flat name, where there is one; both names work. *Preset* names the files in `properties/` that set the
 value in place of the default, for that model, backbone, or pair of backbone and dataset. `~` is an empty value.
@@ -134,12 +135,12 @@ def _markdown(text: str) -> str:
 def _preset_keys() -> dict[str, list[str]]:
     """Dotted setting -> the presets of models, backbones, paradigms and pairs of them that set it."""
     found: dict[str, list[str]] = {}
-    for kind in ("model", "backbone", "paradigm", "tuned"):
-        for name in preset_names(kind):
-            for key, value in read_yaml(properties_folder() / kind / f"{name}.yaml").items():
-                names = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [FLAT_KEYS.get(key, key)]
-                for dotted in names:
-                    found.setdefault(dotted, []).append(f"{kind}/{name}")
+    kinds = ("model", "backbone", "paradigm", "tuned")
+    for preset in ("pretrained", *(f"{kind}/{name}" for kind in kinds for name in preset_names(kind))):
+        for key, value in read_yaml(properties_folder() / f"{preset}.yaml").items():
+            names = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [FLAT_KEYS.get(key, key)]
+            for dotted in names:
+                found.setdefault(dotted, []).append(preset)
     return found
 
 

@@ -176,13 +176,21 @@ class BackboneSettings(Section):
     """The language model: a preset in ``properties/backbone``, a folder, or a hub id."""
 
     path: str | None = None
-    """Folder or hub id of a Hugging Face causal LM; empty trains ``tiny`` from scratch."""
+    """Folder, ``.gguf`` file or hub id of a Hugging Face causal LM; empty trains ``tiny`` from scratch."""
+    package: str | None = None
+    """Python package with a ``.gguf`` file of the model, which is taken in place of ``path`` where it is installed."""
     revision: str | None = None
     """Commit or tag of the hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights."""
+    """Precision of the weights; those of adapters are float32 always."""
+    quantization: Literal["nf4"] | None = None
+    """Keep the frozen weights in 4 bits (QLoRA, arXiv:2305.14314); needs ``lora`` and the package bitsandbytes."""
+    dequantise: bool = False
+    """Turn quantised weights back into ordinary layers: the rounded values without the saving, as in merged exports."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of a block again in the backward pass instead of keeping them."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention kernel asked of transformers."""
+    """Attention asked of transformers; ``sdpa`` lets torch choose a kernel, on a GPU the flash kernel in training."""
     template: str = "compact"
     """Default prompt template of this backbone."""
     append_eos: bool = True
@@ -199,6 +207,23 @@ class BackboneSettings(Section):
     """Dropout on embeddings and on the output of each attention and feed-forward block of ``tiny``."""
     tie_embeddings: bool = True
     """Share the input and output embedding of ``tiny``."""
+
+
+class AdapterSettings(Section):
+    """Low-rank adapters (LoRA, arXiv:2106.09685) on a pretrained backbone, its own weights frozen."""
+
+    lora: bool = False
+    """Train adapters in place of all weights."""
+    r: Natural = 8
+    """Rank."""
+    alpha: Natural = 32
+    """Scale: what an adapter adds is multiplied by alpha / r."""
+    dropout: Probability = 0.05
+    """Dropout on the input of each adapter."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers that get an adapter; default: all in the decoder blocks."""
+    rows: Literal["new", "all", "none"] = "new"
+    """Rows of the input and output embeddings that are trained too: those of the item tokens, all, or none."""
 
 
 class RewardSettings(Section):
@@ -278,6 +303,8 @@ class TrainSettings(Section):
     """Gradient clipping."""
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
     """Second moment's decay of AdamW."""
+    bf16: bool = False
+    """Compute in bfloat16 where that is safe (autocast) while training; the weights stay as they are."""
     max_steps: Natural | None = None
     """Stop after this many optimiser steps."""
     item_dropout: Probability = 0.0
@@ -321,6 +348,7 @@ class Settings(Section):
     prompt: PromptSettings = PromptSettings()
     bigrec: BIGRecSettings = BIGRecSettings()
     backbone: BackboneSettings = BackboneSettings()
+    adapter: AdapterSettings = AdapterSettings()
     reward: RewardSettings = RewardSettings()
     preference: PreferenceSettings = PreferenceSettings()
     train: TrainSettings = TrainSettings()
@@ -337,6 +365,8 @@ class Settings(Section):
 FLAT_KEYS: dict[str, str] = {
     **{name: f"ilrec.{name}" for name in ("k", "alpha", "beta", "lambda", "mu", "use_cpo", "use_cpd", "use_crr")},
     "negatives_from": "ilrec.negatives_from",
+    "lora": "adapter.lora",
+    "quantization": "backbone.quantization",
     "index_file": "index.file",
     "reward_model": "reward.model",
     "reward_checkpoint": "reward.checkpoint",

@@ -26,10 +26,13 @@ from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.settings import Settings
 from recbole_ilrec.trainer import BEST, GenerativeTrainer
+from recbole_ilrec.weights import weights
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "stage.json"
+RESULT = "result.json"
+"""In a run's folder: its metrics, versions and command."""
 SUPERVISED = {"lcrec": "LCRec"}
 """Paradigm -> the model whose training is the supervised stage."""
 _REPORTING = frozenset(("model", "metrics", "topk"))
@@ -49,7 +52,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     """
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, data.train._dataset).to(config["device"])
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(parameter.numel() for parameter in weights(model).values())
     logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
@@ -62,6 +65,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
     if saved:
         trainer.save_ranks("test")
+        with write_atomically(trainer.run_folder / RESULT) as stream:
+            json.dump({"valid": best_result, "test": test_result, **machine()}, stream, indent=1)
     return {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],

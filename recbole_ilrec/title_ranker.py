@@ -20,6 +20,7 @@ from recbole_ilrec.checkpoint import STATE, load_state, save_state
 from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_identifiers, nearest
 from recbole_ilrec.decoding.users import banned_positions, generate_users, rank_users
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.pretrained import local_backbone
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.reward_model import RewardModel
@@ -36,8 +37,9 @@ class TitleRanker:
     """Ranks all identifiers for each history by distance between titles (``bigrec.ranker: grounding | hybrid``).
 
     Choice: the published code embeds with the language model before its fine-tuning, which is there at no cost when
-    fine-tuning is a LoRA adapter. ``bigrec.embedder=base`` loads that model for the embedding only and drops it again;
-    ``model`` uses the fine-tuned one. A backbone trained from scratch has no base and always embeds as it is now.
+    fine-tuning is a LoRA adapter: it is switched off. Without adapters ``bigrec.embedder=base`` loads that model for
+    the embedding only and drops it again; ``model`` uses the fine-tuned one. A backbone trained from scratch has no
+    base and always embeds as it is now.
 
     Args:
         config: the run.
@@ -122,21 +124,31 @@ class TitleRanker:
         folder = Path(self.config["cache_dir"]) / "titles" / self._key(texts)
         if cached and (folder / STATE).is_file():
             return load_state(folder, kind=KIND)["vectors"]
-        from recbole_ilrec.backbone.causal_lm import base_states
-
-        settings, device = self.config.settings.backbone, self.backbone.device
-        vectors = base_states(settings, texts, pooling="last", device=device, progress=label)
+        vectors = self._base_vectors(texts, label)
         if cached:
             save_state(folder, {"vectors": vectors}, kind=KIND)
         return vectors
 
+    def _base_vectors(self, texts: Sequence[str], label: str | None) -> Tensor:
+        """With the weights from before training: the adapters are switched off, or that model is loaded for this."""
+        untrained = self.backbone.untrained()
+        if untrained is not None:
+            with untrained:
+                return text_states(
+                    self.backbone.decoder, self.backbone.tokenizer, texts, pooling="last", progress=label
+                )
+        from recbole_ilrec.backbone.causal_lm import base_states
+
+        device = self.backbone.device
+        return base_states(local_backbone(self.config), texts, pooling="last", device=device, progress=label)
+
     def _key(self, texts: Sequence[str]) -> str:
         """Of the titles and the base model: its files by name, size and time, a hub id by its commit."""
-        backbone = self.config.settings.backbone
-        folder = Path(backbone.path)
+        backbone = local_backbone(self.config)
+        folder = Path(str(backbone.path))
         files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        what = [list(texts), backbone.path, backbone.revision, backbone.dtype, stats]
+        what = [list(texts), backbone.path, backbone.revision, backbone.dtype, backbone.quantization, stats]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def _statistic(self, pairs: Pairs) -> Tensor:

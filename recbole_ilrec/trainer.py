@@ -3,6 +3,7 @@
 The steps themselves are :mod:`recbole_ilrec.loop`; what a metric is, RecBole's evaluator decides.
 """
 
+import json
 import logging
 import time
 from collections import OrderedDict
@@ -198,6 +199,7 @@ class GenerativeTrainer:
             lr_scheduler_type=SCHEDULES[train.schedule],
             warmup_steps=train.warmup_ratio,
             max_grad_norm=train.max_grad_norm,
+            bf16=train.bf16,
             gradient_accumulation_steps=train.gradient_accumulation,
             seed=self.config["seed"],
             use_cpu=self.config["device"].type == "cpu",
@@ -243,8 +245,14 @@ class GenerativeTrainer:
         return {f"eval_{name}": float(value) for name, value in result.items()}
 
     def _save_best(self, score: float) -> None:
-        content = {"model": weights(self.model), "settings": self.config.settings.model_dump(mode="json")}
-        save_state(self.run_folder / BEST, {**content, "valid_score": score}, kind=self.config["model"])
+        content = {
+            "model": weights(self.model),
+            "settings": self.config.settings.model_dump(mode="json"),
+            "request": _request(self.config),
+            "valid_score": score,
+            "valid_result": self.progress.best_result,
+        }
+        save_state(self.run_folder / BEST, content, kind=self.config["model"])
         logger.info("%s: %s", set_color("Saving current", "blue"), self.run_folder / BEST)
 
     def save_ranks(self, split: str) -> None:
@@ -277,6 +285,17 @@ class GenerativeTrainer:
         self._users = pairs.user
         self.places, self.policies = self.metrics(ranking, pairs)
         return self.policies[self.config.settings.decode.collisions]
+
+
+def _request(config: Any) -> dict[str, Any]:
+    """The arguments that make this configuration again, from any folder, in plain values."""
+    data, cache = Path(config["data_path"]).resolve(), Path(config["cache_dir"]).resolve()
+    given = {**config.external_config_dict, "data_path": data.parent, "cache_dir": cache}
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        "config_dict": json.loads(json.dumps(given, default=str)),
+    }
 
 
 def _part(pairs: Pairs, users: int | None) -> Pairs:

@@ -10,18 +10,18 @@ from recbole_ilrec.errors import UserError
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, a tied one once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """The parameters that are trained by name, a tied one once: all, or adapters and what is trained beside them."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Path) -> None:
-    """Copy saved parameters into a model of the same shape.
+    """Copy saved parameters into a model of the same shape; parameters that are not trained stay as they are.
 
     Raises:
         UserError: names or shapes differ, i.e. other items, identifiers or backbone settings.
     """
-    own = dict(model.named_parameters())
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wrong = sorted(set(own) ^ set(saved)) or [name for name, p in own.items() if p.shape != saved[name].shape]
     if wrong:
         raise UserError(

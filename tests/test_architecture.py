@@ -38,20 +38,20 @@ MAY_IMPORT = {
 SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
     "lookup", "config", "outcome", "interaction_file", "dataset", "checkpoint", "collector", "rank_metrics",
-    "classical", "classical_run", "reward_model", "item_index", "title_ranker", "model", "rejected",
+    "classical", "classical_run", "reward_model", "pretrained", "item_index", "title_ranker", "model", "rejected",
     "generative_metrics", "weights", "loop", "epochs", "trainer", "preference_trainer", "stages", "certificate",
-    "quick_start", "experiments", "tables", "figures", "table_verb", "cli", "__main__",
+    "export", "quick_start", "experiments", "tables", "figures", "table_verb", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on
 
-LOADED_ON_DEMAND = frozenset(("transformers", "peft", "accelerate"))
+LOADED_ON_DEMAND = frozenset(("transformers", "peft", "accelerate", "bitsandbytes", "gguf"))
 MAY_LOAD_THEM = frozenset(("loop", "epochs", "trainer"))
 """Modules that import them at the top and are themselves imported only when a language model is trained."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 LONG_FILES = {
-    "settings.py": (420, "a list of fields with their help: splitting it would hide what can be set"),
+    "settings.py": (460, "a list of fields with their help: splitting it would hide what can be set"),
 }
 """Files over the limit -> their own limit and why."""
 

@@ -17,17 +17,21 @@ ITEM_TOKENS = ["<a_1>", "<a_2>", "<b_1>"]
 WORDS = ["the user bought these items, what comes next? a guitar, strings and a capo"]
 
 
-def tiny_of(family: str, vocabulary: int, *, tied: bool):
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+"""Families whose configuration has another name."""
+
+
+def tiny_of(family: str, vocabulary: int, *, tied: bool, width: int = 32):
     """A random model of a family, small enough for a test."""
     import transformers
 
     shared = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "pad_token_id": 0, "eos_token_id": 2}
     if family == "GPT2":
-        config = transformers.GPT2Config(n_embd=32, n_layer=4, n_head=2, n_positions=256, **shared)
+        config = transformers.GPT2Config(n_embd=width, n_layer=4, n_head=2, n_positions=256, **shared)
         return transformers.GPT2LMHeadModel(config)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
-    heads = {"num_key_value_heads": 1} if family != "Gemma" else {"num_key_value_heads": 1, "head_dim": 16}
-    config = getattr(transformers, f"{family}Config")(**sizes, **heads, **shared)
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 4, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1, "head_dim": 16} if "Gemma" in family else {"num_key_value_heads": 1}
+    config = getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**sizes, **heads, **shared)
     return getattr(transformers, f"{family}ForCausalLM")(config)
 
 

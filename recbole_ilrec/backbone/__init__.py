@@ -1,12 +1,22 @@
 """Language models that ILRec can be trained on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from recbole_ilrec.backbone.base import Backbone
-from recbole_ilrec.settings import BackboneSettings
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.settings import AdapterSettings, BackboneSettings
 
 
-def build_backbone(settings: BackboneSettings, item_tokens: Sequence[str], texts: Sequence[str], seed: int) -> Backbone:
+def build_backbone(
+    settings: BackboneSettings,
+    item_tokens: Sequence[str],
+    texts: Sequence[str],
+    seed: int,
+    adapter: AdapterSettings | None = None,
+    *,
+    device: Any = "cpu",
+) -> Backbone:
     """The backbone that ``settings`` describe, its tokenizer extended by the item tokens.
 
     Args:
@@ -14,11 +24,26 @@ def build_backbone(settings: BackboneSettings, item_tokens: Sequence[str], texts
         item_tokens: tokens of the item identifiers, in the order in which they get their ids.
         texts: fixed text of the prompts, for a tokenizer trained from scratch.
         seed: of fresh weights.
+        adapter: adapters on a pretrained backbone; none by default.
+        device: where quantised weights are made.
+
+    Raises:
+        UserError: a backbone that cannot be had, or adapters on ``tiny``.
     """
+    adapter = adapter or AdapterSettings()
     if settings.path:
         from recbole_ilrec.backbone.causal_lm import load_causal_lm
 
-        return load_causal_lm(settings, item_tokens, seed)
-    from recbole_ilrec.backbone.tiny import build_tiny
+        backbone = load_causal_lm(settings, item_tokens, seed, adapter, device=device)
+    elif adapter.lora or settings.quantization:
+        raise UserError(
+            "lora and quantization need pretrained weights, and backbone=tiny is trained from scratch: leave them out "
+            "or choose a pretrained backbone, e.g. --backbone=smollm2-135m."
+        )
+    else:
+        from recbole_ilrec.backbone.tiny import build_tiny
 
-    return build_tiny(settings, item_tokens, texts, seed)
+        backbone = build_tiny(settings, item_tokens, texts, seed)
+    if settings.gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return backbone

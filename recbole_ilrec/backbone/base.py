@@ -4,8 +4,9 @@ Wraps any ``transformers`` causal LM whose parts can be found by structure. Know
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -39,6 +40,10 @@ class Backbone(nn.Module):
     Args:
         model: a ``transformers`` causal LM.
         tokenizer: its tokenizer, with every item token already added.
+        adapter: the ``peft.PeftModel`` whose layers stand in ``model``, if it has adapters.
+
+    Attributes:
+        vocab_size: rows V of the output embedding.
 
     Raises:
         UserError: the blocks, the final norm or the head cannot be found.
@@ -46,10 +51,11 @@ class Backbone(nn.Module):
 
     model: Any
 
-    def __init__(self, model: Any, tokenizer: Any):
+    def __init__(self, model: Any, tokenizer: Any, adapter: Any = None):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self._adapter = (adapter,)  # in a tuple, so that its parameters are not registered a second time
         decoder = model.get_decoder()
         layers = next((getattr(decoder, name) for name in LAYER_NAMES if hasattr(decoder, name)), None)
         norm = next((getattr(decoder, name) for name in NORM_NAMES if hasattr(decoder, name)), None)
@@ -60,6 +66,56 @@ class Backbone(nn.Module):
             )
         # Plain attributes would register the same modules twice and double them in a checkpoint.
         self._parts = (decoder, layers, norm)
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+
+    @torch.no_grad()
+    def check_structure(self) -> None:
+        """Compare the model's own logits with those made of its parts, on a few tokens.
+
+        Raises:
+            UserError: they differ: the model does more to its logits than final norm and head.
+        """
+        ids = torch.arange(3, device=self.device)[None]
+        training = self.training
+        self.eval()
+        kept: list[Tensor] = []
+        with self._captured(self._parts[1][-1:], kept):
+            logits = self.model(input_ids=ids).logits[0]
+        own = self.head(self.norm(kept[0][0]))
+        self.train(training)
+        if not torch.allclose(own, logits, rtol=1e-3, atol=1e-3):
+            raise UserError(
+                f"backbone {type(self.model).__name__}: its logits are not those of its final norm and head (a cap or "
+                "a scale comes after them), which Eq. 2 takes apart; use a Llama, Qwen, Mistral, Gemma (1 or 3) or "
+                "GPT-2 style causal LM."
+            )
+
+    @property
+    def adapter(self) -> Any:
+        """The ``peft.PeftModel`` whose layers stand in the model, or ``None``."""
+        return self._adapter[0]
+
+    def untrained(self) -> AbstractContextManager[None] | None:
+        """A context in which the weights are those from before training; ``None`` where they have been changed."""
+        trained = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        if self.adapter is None or not all("lora_" in name or "trainable_tokens" in name for name in trained):
+            return None
+        return self.adapter.disable_adapter()
+
+    def merge_adapter(self) -> None:
+        """Fold the adapter into the weights for good; without one nothing happens."""
+        if self.adapter is not None:
+            self.adapter.merge_and_unload()
+            self._adapter = (None,)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """A folder that transformers loads, or peft where there is an adapter; with the tokenizer."""
+        if self.adapter is None:
+            self.model.save_pretrained(folder)
+        else:
+            # Embeddings that were trained in full are no part of the adapter, and are written with it.
+            self.adapter.save_pretrained(folder, save_embedding_layers=self.untrained() is None)
+        self.tokenizer.save_pretrained(folder)
 
     @property
     def decoder(self) -> nn.Module:
@@ -72,14 +128,9 @@ class Backbone(nn.Module):
         return len(self._parts[1])
 
     @property
-    def vocab_size(self) -> int:
-        """Rows V of the output embedding."""
-        return self.model.get_output_embeddings().weight.shape[0]
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.get_output_embeddings().weight.device
+        return next(self.model.parameters()).device
 
     def head(self, states: Tensor) -> Tensor:
         """Logits of normed states, ``[n, H] -> [n, V]``."""
@@ -108,24 +159,26 @@ class Backbone(nn.Module):
                 f"be 0 to {len(layers) - 1}; lower --k or use a deeper backbone."
             )
         first = len(layers) - 1 - candidates
-        with self._captured(layers[first:-1], select) as picked:
+        picked: list[Tensor] = []
+        with self._captured(layers[first:-1], picked):
             hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         final = hidden.flatten(0, 1)[select]
-        lower = tuple(self.norm(state) if apply_final_norm else state for state in picked)
+        # Not in the hook: gradient checkpointing runs a block again without it, and must find the same operations.
+        states = (hidden.flatten(0, 1)[select] for hidden in picked)
+        lower = tuple(self.norm(state) if apply_final_norm else state for state in states)
         return LayerStates(final=final, candidates=lower, head=self.head)
 
     @staticmethod
     @contextmanager
-    def _captured(blocks: nn.ModuleList, select: Tensor) -> Iterator[list[Tensor]]:
-        picked: list[Tensor] = []
+    def _captured(blocks: nn.ModuleList, kept: list[Tensor]) -> Iterator[None]:
+        """Put the output ``[B, T, H]`` of each block of a pass into ``kept``."""
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            picked.append(hidden.flatten(0, 1)[select])
+            kept.append(output[0] if isinstance(output, tuple) else output)
 
         hooks = [block.register_forward_hook(keep) for block in blocks]
         try:
-            yield picked
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -153,6 +206,15 @@ class Backbone(nn.Module):
         ).last_hidden_state
         return hidden.flatten(0, 1)[select]
 
+    def _check_window(self, length: int) -> None:
+        """The masks of decoding hold no window, so nothing may lie outside of it."""
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and length > window:
+            raise UserError(
+                f"a prompt with its answer has {length} tokens, and this backbone's attention sees {window}: lower "
+                f"--prompt.max_length to {window}, or MAX_ITEM_LIST_LENGTH."
+            )
+
     def _bias(self, seen: Tensor) -> Tensor:
         """A boolean mask as what is added to attention scores."""
         bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
@@ -171,7 +233,8 @@ class Backbone(nn.Module):
         """
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.model.config)
+        self._check_window(input_ids.shape[1])
+        cache = DynamicCache()  # one told of a sliding window would forget keys that beams still see
         positions = (mask.long().cumsum(1) - 1).clamp_min(0)
         attention = None if bool(mask.all()) else mask.long()
         hidden = self._parts[0](
@@ -194,6 +257,7 @@ class Backbone(nn.Module):
         Returns:
             ``[B, W, H]`` normed states.
         """
+        self._check_window(state.prompt.shape[1] + depth + 1)
         prompt = state.prompt[:, None, :].expand(-1, tokens.shape[1], -1)
         mask = torch.cat([prompt, visible], dim=-1)[:, None]
         positions = (state.length + depth)[:, None].expand(-1, tokens.shape[1])

@@ -140,6 +140,18 @@ class PromptEncoder:
         """Token ids of a prompt that leaves room for any answer."""
         return self._prompt(history, variant, self.max_length - self.catalog.depth)
 
+    def pieces(self, variant: int = 0) -> dict[str, list[int]]:
+        """Token ids that stand ``before`` and ``after`` the history, and as ``separator`` between its items.
+
+        Where nothing follows the history, the separator also stands after its last item.
+        """
+        pieces = {"before": self._before[variant], "separator": self._separator, "after": self._after[variant]}
+        return {name: tokens.tolist() for name, tokens in pieces.items()}
+
+    def item(self, item: int) -> Array:
+        """Token ids of an item in a history."""
+        return self._item[item]
+
     def answer(self, item: int) -> Array:
         """Token ids of an item as an answer, the end token included where there is one."""
         return self._answer[item]
