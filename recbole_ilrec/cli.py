@@ -3,9 +3,7 @@
 Prints nothing but errors itself; imports torch and RecBole only when a verb runs, so that ``--help`` is quick.
 """
 
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_ilrec import table_verb
+from recbole_ilrec import compare, doctor, table_verb
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+from recbole_ilrec.result_file import check_result_file, write_result
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -26,6 +25,8 @@ verbs
   table      a table of the paper, its missing runs made first
   figure     a figure of the paper, likewise
   export     write a run's model as a folder for transformers and peft
+  doctor     check data, split, identifiers and prompts before a run
+  compare    compare two runs user by user
 
 recbole-ilrec VERB --help shows the options of a verb.
 """
@@ -73,7 +74,7 @@ EXPORT_HELP = """usage: recbole-ilrec export RUN --out=DIR [--merge=true]
 _AS_TYPED = frozenset((
     "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
     "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
-    "out", "models", "columns", "seeds",
+    "out", "models", "columns", "seeds", "json",
 ))
 # fmt: on
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
@@ -185,7 +186,7 @@ def run(arguments: Arguments) -> int:
     result_file = arguments.take("result_file")
     target = Path(result_file) if result_file is not None else None
     if target is not None:
-        _check_result_file(target)
+        check_result_file(target)
     show = arguments.take("print_config")
     files = str(arguments.take("config_files", "")).replace(",", " ").split()
     from recbole_ilrec.compat import require_recbole
@@ -200,7 +201,7 @@ def run(arguments: Arguments) -> int:
         return 0
     result = quick_start.run(quick_start.configure(model, dataset, files, arguments.options))
     if target is not None and int(os.environ.get("RANK", "0")) == 0:
-        _write_result(target, result)
+        write_result(target, result)
     return 0
 
 
@@ -247,44 +248,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "table": (table_verb.table, table_verb.TABLE_HELP),
     "figure": (table_verb.figure, table_verb.FIGURE_HELP),
     "export": (export, EXPORT_HELP),
+    "doctor": (doctor.doctor, doctor.HELP),
+    "compare": (compare.compare, compare.HELP),
 }
 """Verb -> what it does, its help."""
-
-
-def _check_result_file(path: Path) -> None:
-    """Refuse a result file that cannot be written: better now than after hours of training."""
-    if path.is_dir():
-        raise UserError(f"result_file={path} is a folder: give the path of a file, e.g. {path / 'result.json'}.")
-    if not _written_through(path):
-        from recbole_ilrec.preparation.files import require_writable
-
-        require_writable(path.parent, f"result_file={path}")
-
-
-def _written_through(path: Path) -> bool:
-    """Whether ``path`` is a link, pipe or device: to rename a file over /dev/stdout would remove the device."""
-    return path.is_symlink() or (path.exists() and not path.is_file())
-
-
-def _write_result(path: Path, result: dict[str, Any]) -> None:
-    text = json.dumps(_finite(result), indent=2, default=str) + "\n"
-    if _written_through(path):
-        path.write_text(text, encoding="utf-8")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with ``null`` for what JSON cannot say: infinity and not-a-number."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

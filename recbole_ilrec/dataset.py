@@ -23,14 +23,14 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureSource, FeatureType, set_color
 from torch import Tensor
 
+from recbole_ilrec.checks.interactions import TimeOrder, time_order
 from recbole_ilrec.config import Config
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.interaction_file import read_interactions
+from recbole_ilrec.interaction_file import read_interactions, time_ranks
 from recbole_ilrec.outcome import data_key
 
 logger = logging.getLogger(__name__)
 
-_EXACT_IN_FLOAT32 = 1 << 23
 _ROWS_AT_ONCE = 1 << 18
 
 
@@ -47,6 +47,7 @@ class SequenceDataset(SequentialDataset):
     """
 
     inter_feat: Any  # a table while it is filtered, RecBole's Interaction afterwards
+    time_order: TimeOrder
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         with warnings.catch_warnings():
@@ -110,18 +111,10 @@ class SequenceDataset(SequentialDataset):
 
     def _rank_times(self) -> None:
         frame = self.inter_feat
-        users = pd.factorize(frame[self.uid_field])[0]
+        users, items = (pd.factorize(frame[field])[0] for field in (self.uid_field, self.iid_field))
         times = frame[self.time_field].to_numpy(np.float64)
-        order = np.lexsort((frame.index.to_numpy(), users, times))
-        if len(order) > _EXACT_IN_FLOAT32:
-            order = order[np.argsort(users[order], kind="stable")]
-            first = np.searchsorted(users[order], users[order], side="left")
-            ranks = np.arange(len(order)) - first
-        else:
-            ranks = np.arange(len(order))
-        exact = np.empty(len(order), dtype=np.float64)
-        exact[order] = ranks
-        frame[self.time_field] = exact
+        self.time_order = time_order(users, items, times)
+        frame[self.time_field] = time_ranks(users, times, frame.index.to_numpy())
 
     def data_augmentation(self) -> None:
         """One row per (history, next item), exactly as RecBole's loops build them, without the loops."""

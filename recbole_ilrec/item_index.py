@@ -68,14 +68,20 @@ def item_identifiers(config: Any, dataset: Any) -> list[tuple[str, ...]]:
     """
     settings: IndexSettings = config.settings.index
     tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
-    beside = Path(config["data_path"]) / f"{config['dataset']}.index.json"
-    if settings.file or beside.is_file():
-        path = Path(settings.file) if settings.file else beside
+    path = index_file(config)
+    if path is not None:
         identifiers = read_index(path, tokens)
     else:
         path, identifiers = _learned(config, dataset, tokens, settings)
     logger.info("Item identifiers from %s: %s", path, collision_report(identifiers).summary)
     return identifiers
+
+
+def index_file(config: Any) -> Path | None:
+    """The index file that is given or stands beside the data, ``None`` where semantic IDs are learned."""
+    beside = Path(config["data_path"]) / f"{config['dataset']}.index.json"
+    given = config.settings.index.file
+    return Path(given) if given else beside if beside.is_file() else None
 
 
 def _learned(

@@ -125,6 +125,28 @@ def reward_config(config: Config, settings: dict[str, Any]) -> Config:
     return Config(name, config.dataset, None, {**settings, **shared, **places, **reward.config})
 
 
+def training_settings(config: Config) -> Config | None:
+    """Settings that select the training rows of the reward model, where they are not those of the run itself.
+
+    They come from ``reward.config``, or from the run that ``reward.checkpoint`` is of.
+
+    Returns:
+        the settings of that model, or ``None`` when it learns from the run's own training rows.
+    """
+    reward = config.settings.reward
+    given: dict[str, Any] = {}
+    if reward.checkpoint:
+        folder = Path(str(reward.checkpoint))
+        folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
+        given = load_state(folder).get("config", {})
+    own = reward_config(config, {})
+    choosing = [key for key in _SELECTING if key not in ("seed", "reproducibility", "load_col", "unload_col")]
+    for key in choosing:
+        if key in given and given[key] is not None:
+            own[key] = given[key]
+    return own if any(own[key] != config[key] for key in choosing) else None
+
+
 def _preferred(config: Config) -> dict[str, Any]:
     """``properties/reward/<Model>.yaml``, where there is one."""
     path = preset("reward", find_model(config.settings.reward.model)[0])

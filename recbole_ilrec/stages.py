@@ -17,6 +17,7 @@ from typing import Any
 from recbole.utils import get_local_time, init_seed, set_color
 
 from recbole_ilrec.checkpoint import STATE, checkpoints, fingerprint
+from recbole_ilrec.diagnosis import diagnose, log_findings
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.outcome import HOW_OFTEN_SAVED, outcome_settings
 from recbole_ilrec.preference_trainer import PreferenceTrainer
@@ -54,6 +55,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     model = config.model_class(config, data.train._dataset).to(config["device"])
     trained = sum(parameter.numel() for parameter in weights(model).values())
     logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
+    log_findings(diagnose(config, data, model))
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:

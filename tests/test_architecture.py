@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "decoding": frozenset(("identifiers", "prompt", "backbone")),
     "evaluation": frozenset(("identifiers",)),
     "report": frozenset(),
+    "checks": frozenset(),
 }
 """Sub-package -> the other sub-packages it may import."""
 
@@ -39,8 +40,9 @@ SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
     "lookup", "config", "outcome", "interaction_file", "dataset", "checkpoint", "collector", "rank_metrics",
     "classical", "classical_run", "reward_model", "pretrained", "item_index", "title_ranker", "model", "rejected",
-    "generative_metrics", "weights", "loop", "epochs", "trainer", "preference_trainer", "stages", "certificate",
-    "export", "quick_start", "experiments", "tables", "figures", "table_verb", "cli", "__main__",
+    "generative_metrics", "weights", "loop", "epochs", "trainer", "preference_trainer", "diagnosis", "stages",
+    "certificate", "export", "quick_start", "experiments", "tables", "figures", "result_file", "table_verb", "doctor",
+    "compare", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on

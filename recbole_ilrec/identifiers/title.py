@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 TITLE_FIELDS = ("title", "movie_title", "name")
 """Fields of an item that may hold its title; the first with text counts."""
 QUOTE = '"'
+_PLAIN = {"add_special_tokens": False, "split_special_tokens": True}
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ class TitleIdentifiers:
         A title of more than ``max_tokens`` tokens is cut and closed with the quote; items that become alike share an
         identifier. Special tokens of the tokenizer that are spelled out in a title are read as plain text.
         """
-        encode = {"add_special_tokens": False, "split_special_tokens": True}
-        close = tokenizer(QUOTE, **encode)["input_ids"]
-        rows = tokenizer(self.texts, **encode)["input_ids"]
+        close, *rows = tokenizer([QUOTE, *self.texts], **_PLAIN)["input_ids"]
         cut = sum(len(row) > self.max_tokens for row in rows)
         if cut:
             logger.warning(
@@ -63,6 +62,10 @@ class TitleIdentifiers:
         distinct = len({tuple(row) for row in rows})
         logger.info("Item identifiers: %d quoted titles, %d distinct", len(rows), distinct)
         return rows
+
+    def lost_tokens(self, tokenizer: Any) -> list[int]:
+        """By how many tokens each quoted title is longer than its identifier."""
+        return [max(0, len(row) - self.max_tokens) for row in tokenizer(self.texts, **_PLAIN)["input_ids"]]
 
 
 def clean_title(text: str) -> str:

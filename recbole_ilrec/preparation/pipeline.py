@@ -108,6 +108,14 @@ def prepare(name: str, source: str, path: str | Path | None = None, out: str | P
     return PreparedDataset(name, target, manifest, up_to_date=False)
 
 
+def tie_rule(folder: Path, name: str) -> str | None:
+    """How equal times of a user were ordered when ``folder`` was prepared; ``None`` where no manifest tells it."""
+    try:
+        return str(json.loads((folder / f"{name}{MANIFEST}").read_text(encoding="utf-8"))["tie_rule"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _raw_folder(name: str, source: str, path: str | Path | None, out: Path) -> Path:
     if path is not None:
         return Path(path)

@@ -152,6 +152,22 @@ class PromptEncoder:
         """Token ids of an item in a history."""
         return self._item[item]
 
+    def left_out(self, history: Array, length: Array) -> Array:
+        """How many of the oldest items of each history do not fit into :meth:`prompt`.
+
+        Args:
+            history: ``[R, L]`` item ids, left-aligned, zeros behind.
+            length: ``[R]`` items of each history.
+
+        Returns:
+            ``[R]`` int64.
+        """
+        sizes = np.array([len(tokens) + len(self._separator) for tokens in self._item])
+        inside = np.arange(history.shape[1]) < length[:, None]
+        newest = np.where(inside, sizes[history], 0)[:, ::-1].cumsum(1)[:, ::-1]  # tokens from an item to the last one
+        used = len(self._before[0]) + len(self._after[0])
+        return (inside & (used + newest > self.max_length - self.catalog.depth)).sum(1)
+
     def answer(self, item: int) -> Array:
         """Token ids of an item as an answer, the end token included where there is one."""
         return self._answer[item]

@@ -1,0 +1,191 @@
+"""Two runs on the same users: how often which is better, by how much, and whether that is more than chance.
+
+Knows ranks of true items; never models or files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+Array = np.ndarray
+
+RESAMPLES = 9_999
+_AT_ONCE = 256
+
+
+def hit(rank: Array, k: int) -> Array:
+    """Hit@k of each user, 1 or 0."""
+    return (rank <= k).astype(np.float64)
+
+
+def ndcg(rank: Array, k: int) -> Array:
+    """NDCG@k of each user with one true item: 1 / log2(rank + 1) within the first k, else 0."""
+    return np.where(rank <= k, 1 / np.log2(rank + 1), 0.0)
+
+
+METRICS = {"hit": hit, "ndcg": ndcg}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of two runs over the same users.
+
+    Attributes:
+        metric: e.g. ``"hit@10"``.
+        a: mean of run A.
+        b: mean of run B.
+        difference: A minus B.
+        low: lower end of its 95% confidence interval.
+        high: upper end.
+        test: name of the paired test.
+        p: its two-sided p-value.
+        better: users for whom A is better.
+        worse: users for whom B is better.
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    test: str
+    p: float
+    better: int
+    worse: int
+
+
+def difference(metric: str, a: Array, b: Array, k: int, seed: int = 0) -> Difference:
+    """One metric with interval and test.
+
+    Hit@k: McNemar's exact test, that is the sign test over users whom only one run hits. NDCG@k: permutation test, in
+    which each user's two values are exchanged at random. The interval of the mean difference is Student's.
+
+    Choice: a run's own metrics average over all orders of items that share an identifier; here a user has one rank, the
+    expected one, so a mean may differ from the run's in the last digits where identifiers are shared.
+
+    Args:
+        metric: ``"hit"`` or ``"ndcg"``.
+        a: ``[U]`` ranks of run A.
+        b: ``[U]`` ranks of run B for the same users.
+        k: length of the list.
+        seed: of resampling.
+    """
+    first, second = METRICS[metric](a, k), METRICS[metric](b, k)
+    delta = first - second
+    better, worse = int((delta > 0).sum()), int((delta < 0).sum())
+    low, high = interval(delta)
+    if metric == "hit":
+        test, p = "McNemar, exact", sign_test(better, worse)
+    else:
+        test, p = "paired permutation", permutation_test(delta, seed)
+    means = float(first.mean()), float(second.mean())
+    return Difference(f"{metric}@{k}", *means, float(delta.mean()), low, high, test, p, better, worse)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided p-value of the exact sign test; ties are left out."""
+    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def permutation_test(delta: Array, seed: int) -> float:
+    """Two-sided p-value of a mean difference when each user's two values may be exchanged, i.e. each sign be turned.
+
+    Users without a difference are left out: to exchange equal values changes nothing. What was observed counts as one
+    of the resamples. SciPy's ``permutation_test`` is the reference; for thousands of users it takes minutes.
+    """
+    delta = delta[delta != 0]
+    if not len(delta):
+        return 1.0
+    chance = np.random.default_rng(seed)
+    observed, as_far = abs(float(delta.sum())), 0
+    for begin in range(0, RESAMPLES, _AT_ONCE):
+        count = min(_AT_ONCE, RESAMPLES - begin)
+        turned = chance.integers(2, size=(count, len(delta)), dtype=np.int8).astype(np.float64)
+        sums = np.abs(delta.sum() - 2 * (turned @ delta))
+        as_far += int((sums >= observed * (1 - 1e-12)).sum())
+    return (1 + as_far) / (1 + RESAMPLES)
+
+
+def interval(delta: Array) -> tuple[float, float]:
+    """95% confidence interval of a mean over users, by Student's t."""
+    if len(delta) < 2 or not np.ptp(delta):
+        return float(delta.mean()), float(delta.mean())
+    found = stats.ttest_1samp(delta, 0.0).confidence_interval()
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Users of one kind.
+
+    Attributes:
+        label: the kind, e.g. ``"5-8"``.
+        users: how many there are.
+        a: mean NDCG@k of run A.
+        b: mean NDCG@k of run B.
+        low: lower end of the 95% confidence interval of A minus B.
+        high: its upper end.
+        better: users whose true item stands higher in run A.
+        worse: users whose true item stands higher in run B.
+    """
+
+    label: str
+    users: int
+    a: float
+    b: float
+    low: float
+    high: float
+    better: int
+    worse: int
+
+
+def by_size(values: Array, a: Array, b: Array, k: int) -> list[Part]:
+    """Users in about four parts of equal size by a whole number each has, such as the length of the history.
+
+    Args:
+        values: ``[U]`` non-negative whole numbers; zeros get a part of their own.
+        a: ``[U]`` ranks of run A.
+        b: ``[U]`` ranks of run B.
+        k: length of the list.
+    """
+    parts = []
+    for low, high in _bounds(values):
+        inside = (values >= low) & (values <= high)
+        first, second = a[inside], b[inside]
+        gain_a, gain_b = ndcg(first, k), ndcg(second, k)
+        left, right = interval(gain_a - gain_b)
+        parts.append(
+            Part(
+                label=f"{low:,}" if low == high else f"{low:,}-{high:,}",
+                users=len(first),
+                a=float(gain_a.mean()),
+                b=float(gain_b.mean()),
+                low=left,
+                high=right,
+                better=int((first < second).sum()),
+                worse=int((first > second).sum()),
+            )
+        )
+    return parts
+
+
+def _bounds(values: Array) -> list[tuple[int, int]]:
+    """Smallest and largest value of each part; equal values stay together."""
+    positive = values[values > 0]
+    edges = np.unique(np.quantile(positive, [0.25, 0.5, 0.75], method="lower")) if len(positive) else np.array([])
+    group = np.where(values > 0, np.searchsorted(edges, values, side="left") + 1, 0)
+    return [(int(values[group == g].min()), int(values[group == g].max())) for g in np.unique(group)]
+
+
+def furthest_apart(a: Array, b: Array, count: int) -> Mapping[str, Sequence[int]]:
+    """``a``, ``b``: rows of the users where that run is better by most, in 1 / rank; the first of equals first."""
+    gain = 1 / a - 1 / b
+    order = np.argsort(-gain, kind="stable")
+    reverse = np.argsort(gain, kind="stable")
+    return {
+        "a": [int(row) for row in order[:count] if gain[row] > 0],
+        "b": [int(row) for row in reverse[:count] if gain[row] < 0],
+    }

@@ -1,0 +1,50 @@
+"""What a verb leaves as JSON for ``--result_file`` or ``--json``: checked before the work, written whole after it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.preparation.files import require_writable
+
+
+def check_result_file(path: Path, option: str = "result_file") -> None:
+    """Refuse a result file that cannot be written: better now than after hours of training."""
+    if path.is_dir():
+        raise UserError(f"{option}={path} is a folder: give the path of a file, e.g. {path / 'result.json'}.")
+    if not _written_through(path):
+        require_writable(path.parent, f"{option}={path}")
+
+
+def _written_through(path: Path) -> bool:
+    """Whether ``path`` is a link, pipe or device: to rename a file over /dev/stdout would remove the device."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON, atomically where ``path`` is an ordinary file; infinity and not-a-number become null."""
+    text = json.dumps(_finite(result), indent=2, default=str) + "\n"
+    if _written_through(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with ``null`` for what JSON cannot say: infinity and not-a-number."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,150 @@
+"""Two runs user by user: metrics, tests and parts against known answers, and the verb on files that it reads."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import stats
+
+from recbole_ilrec import cli
+from recbole_ilrec.checks.comparison import common_users
+from recbole_ilrec.checks.paired import by_size, difference, furthest_apart, permutation_test, sign_test
+from recbole_ilrec.compare import read_user_ranks
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
+from recbole_ilrec.evaluation.user_ranks import ranks_file
+from recbole_ilrec.evaluation.user_ranks import write_ranks as write_file
+from tests.worlds import ring_world, write_dataset
+
+INF = math.inf
+
+
+def write_ranks(folder, user, rank, about=None, group=1):
+    """A run's file of ranks, 1 the best; every true item shares its identifier with ``group - 1`` others below it."""
+    rank = torch.tensor(np.asarray(rank, float))
+    before = torch.where(rank.isfinite(), rank - 1, MISSING).long()
+    group = torch.full_like(before, group)
+    places = TargetPlaces(before=before, group=group, within=torch.zeros_like(before), beam=before)
+    write_file(ranks_file(folder, "test"), torch.tensor(np.asarray(user)), places, about or {})
+    return folder
+
+
+def test_metrics_are_means_over_users():
+    a, b = np.array([1, 2, 11, INF]), np.array([3, INF, 1, INF])
+    hit = difference("hit", a, b, 10)
+    assert (hit.a, hit.b, hit.better, hit.worse, hit.p) == (0.5, 0.5, 1, 1, 1.0)
+    ndcg = difference("ndcg", a, b, 10)
+    assert ndcg.a == pytest.approx((1 + 1 / math.log2(3)) / 4) and ndcg.b == pytest.approx((0.5 + 1) / 4)
+    assert ndcg.difference == pytest.approx(ndcg.a - ndcg.b) and ndcg.low < ndcg.difference < ndcg.high
+
+
+def test_mcnemar_is_the_sign_test_of_users_whom_one_run_hits():
+    a = np.r_[np.ones(8), np.full(2, INF), np.ones(90)]
+    b = np.r_[np.full(8, INF), np.ones(2), np.ones(90)]
+    found = difference("hit", a, b, 5)
+    assert found.p == pytest.approx(2 * sum(math.comb(10, k) for k in range(3)) / 2**10)
+    assert (found.better, found.worse) == (8, 2) and found.difference == pytest.approx(0.06)
+
+
+def test_permutation_test_agrees_with_scipys():
+    delta = np.random.default_rng(0).normal(0.3, 1, 40)
+    reference = stats.permutation_test((delta,), np.mean, permutation_type="samples", n_resamples=9999, rng=1).pvalue
+    assert permutation_test(np.r_[delta, np.zeros(500)], 0) == pytest.approx(reference, abs=0.02)
+
+
+def test_equal_runs_do_not_differ():
+    rank = np.array([1.0, 4.0, INF])
+    found = difference("ndcg", rank, rank, 10)
+    assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1.0) and sign_test(0, 0) == 1.0
+
+
+def test_a_large_difference_is_significant_and_its_seed_fixes_the_p_value():
+    chance = np.random.default_rng(0)
+    a, b = chance.integers(1, 5, 300).astype(float), chance.integers(3, 12, 300).astype(float)
+    found = difference("ndcg", a, b, 10, seed=3)
+    assert found.p == difference("ndcg", a, b, 10, seed=3).p == 1e-4 and found.low > 0
+
+
+def test_parts_hold_every_user_once_and_equal_values_together():
+    values = np.array([0, 0, 1, 1, 1, 2, 3, 8, 9])
+    parts = by_size(values, np.arange(1.0, 10), np.full(9, 5.0), 10)
+    assert [(part.label, part.users) for part in parts] == [("0", 2), ("1", 3), ("2", 1), ("3", 1), ("8-9", 2)]
+    assert sum(part.better for part in parts) == 4 and sum(part.worse for part in parts) == 4
+
+
+def test_examples_are_the_users_furthest_apart():
+    a, b = np.array([1, 5, INF, 2, 3]), np.array([2, INF, 1, 2, 30])
+    assert furthest_apart(a, b, 2) == {"a": [0, 4], "b": [2]}
+
+
+def test_only_common_users_are_compared(tmp_path):
+    first = read_user_ranks(write_ranks(tmp_path / "a", [3, 1, 2], [30, INF, 20]))
+    second = read_user_ranks(ranks_file(write_ranks(tmp_path / "b", [4, 2, 3], [1, 2, 3], group=4), "test"))
+    users = common_users(first, second)
+    assert first.rank.tolist() == [INF, 20, 30] and (first.name, second.name) == ("a", "b")
+    assert users.user.tolist() == [2, 3] and users.a.tolist() == [20, 30] and users.b.tolist() == [3.5, 4.5]
+    assert (users.only_a, users.only_b) == (1, 1)
+
+
+def test_what_is_no_file_of_ranks_is_refused(tmp_path):
+    with pytest.raises(UserError, match="several test rows"):
+        read_user_ranks(write_ranks(tmp_path / "bad", [1, 1], [1, 2]))
+    save_file({"user": torch.tensor([1])}, ranks_file(tmp_path / "bad", "test"))
+    with pytest.raises(UserError, match="no file of ranks"):
+        read_user_ranks(tmp_path / "bad")
+    with pytest.raises(UserError, match="does not exist"):
+        read_user_ranks(tmp_path / "nowhere")
+
+
+# ---- the verb
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sequences, identifiers = ring_world(users=30, items=12, length=7)
+    folder = write_dataset(tmp_path / "dataset", "ring", sequences, identifiers)
+    titles = [f"i{n}\tItem called {n}" for n in range(1, 13)]
+    (folder / "ring.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *titles]) + "\n")
+    user = np.arange(1, 31)
+    write_ranks(tmp_path / "A", user, np.where(user % 3 == 0, 9, 1), {"dataset": "ring"})
+    write_ranks(tmp_path / "B", user, np.where(user % 2, 2, INF), {"dataset": "ring"})
+    return tmp_path
+
+
+def test_two_runs_are_compared_with_examples(runs, capsys):
+    assert cli.main(["compare", "A", "B", "--json=found.json", "--examples=1"]) == 0
+    text, found = capsys.readouterr().out, json.loads((runs / "found.json").read_text())
+    assert "McNemar, exact" in text and "paired permutation" in text and "Item called" in text
+    assert found["users"] == 30 and found["names"] == ["A", "B"] and found["k"] == 10
+    ranks = {"a": np.where(np.arange(1, 31) % 3 == 0, 9, 1), "b": np.where(np.arange(1, 31) % 2, 2, INF)}
+    metrics = {entry["metric"]: entry for entry in found["metrics"]}
+    for run, rank in ranks.items():
+        assert metrics["hit@5"][run] == pytest.approx((rank <= 5).mean())
+    assert sum(part["users"] for part in found["by_history"]) == 30
+    assert {part["label"] for part in found["by_history"]} <= {"6", "7", "8", "6-7", "7-8", "6-8"}
+    (example,) = found["examples"]["a"]
+    assert example["rank_a"] == 1 and example["rank_b"] is None and len(example["history"]) == 3
+
+
+def test_bad_comparisons_end_with_one_line(runs, capsys):
+    write_ranks(runs / "other", [1], [1], {"dataset": "beauty"})
+    write_ranks(runs / "strangers", [900], [1], {"dataset": "ring"})
+    write_ranks(runs / "silent", [1], [1])
+    for argv, told in (
+        (["A"], "two runs"),
+        (["A", "nowhere"], "does not exist"),
+        (["A", "other"], "different data"),
+        (["A", "strangers"], "no user in common"),
+        (["strangers", "strangers"], "no test row"),
+        (["silent", "silent"], "--dataset is missing"),
+        (["A", "B", "--topk=0"], "whole numbers from 1 on"),
+        (["A", "B", "--examples=-1"], "whole number from 0 on"),
+        (["A", "B", "--alhpa=1"], "Unknown setting 'alhpa'"),
+    ):
+        assert cli.main(["compare", *argv]) == 2
+        error = capsys.readouterr().err.strip()
+        assert told in error and len(error.splitlines()) == 1, argv
