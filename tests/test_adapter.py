@@ -176,7 +176,7 @@ def run_lora(tmp_path, folder, model="ILRec", **changes):
 
 def test_a_checkpoint_holds_adapters_and_new_rows_and_resumes_exactly(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changes = {"max_steps": 4, "save_steps": 2, "train_batch_size": 16, "train.ema": 0.5}
+    changes = {"max_steps": 4, "save_steps": 2, "train_batch_size": 16, "train.ema": 0.5, "mu": 0}
     run_lora(tmp_path, folders["Llama", True], checkpoint_dir="straight", **changes)
     run = next((tmp_path / "straight").glob("ILRec-ring-*"))
     best = load_state(run / "best")["model"]
