@@ -188,6 +188,7 @@ def _card(config: Config, model: GenerativeRecommender, state: Mapping[str, Any]
         if settings.adapter.lora
         else "-",
         "seed": config["seed"],
+        "users evaluated": f"the first {settings.eval_users}" if settings.eval_users else "all",
         "command": outcome.get("command", "-"),
         "versions": ", ".join(f"{name} {number}" for name, number in outcome.get("versions", {}).items()) or "-",
     }
