@@ -38,9 +38,11 @@ class MicroBatches(Dataset):
     Attributes:
         sizes: items and targets of the rows in an epoch, for :class:`~recbole_ilrec.prompt.rows.StepPlan`; ``None``
             where they are the same in every epoch.
+        group: ``[rows]`` kind of each row, where there are several.
     """
 
     sizes: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
+    group: np.ndarray | None = None
 
     def __init__(self, rows: TrainRows, encoder: PromptEncoder):
         self.rows = rows

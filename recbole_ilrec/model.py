@@ -15,6 +15,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_ilrec.alignment import alignment_of
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
@@ -59,6 +60,7 @@ class GenerativeRecommender(SequentialRecommender):
         dataset: RecBole's data set (numbers of items, their external ids and texts).
 
     Attributes:
+        alignment: the tasks beside sequential recommendation, or ``None``.
         objective: the loss over tokens; supervised fine-tuning where ``preference`` follows it.
         preference: the loss over chosen and rejected answers, or ``None``.
 
@@ -75,7 +77,8 @@ class GenerativeRecommender(SequentialRecommender):
         self.time_field = config["TIME_FIELD"]
         items = identifiers_of(config, dataset)
         template = load_template(settings.prompt.template or settings.backbone.template, properties_folder() / "prompt")
-        texts = [*template.texts, *items.texts]
+        self.alignment = alignment_of(config, dataset)
+        texts = [*template.texts, *items.texts, *(self.alignment.texts if self.alignment else ())]
         weights = local_backbone(config)
         self.backbone = build_backbone(
             weights, items.new_tokens, texts, config["seed"], settings.adapter, device=config["device"]

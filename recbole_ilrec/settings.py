@@ -8,7 +8,7 @@ ones also have a short flat name, listed in :data:`FLAT_KEYS` (``--alpha=0.8``).
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from recbole_ilrec.errors import UserError, did_you_mean
 
@@ -18,6 +18,17 @@ Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+SEQREC: Literal["seqrec"] = "seqrec"
+Task = Literal["seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain"]
+
+
+def _listed(value: Any) -> Any:
+    """``a,b`` as a list, as it is typed on a command line."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+Tasks = Annotated[tuple[Task, ...], BeforeValidator(_listed)]
 
 
 class Section(BaseModel):
@@ -150,6 +161,31 @@ class PromptSettings(Section):
     """End every answer with the end token; default: the backbone preset's. Needed when an identifier begins another."""
     max_length: Natural = 1024
     """Tokens of a row at most; older history items are left out first, answers never."""
+
+
+class AlignmentSettings(Section):
+    """LC-Rec's tasks that tie the tokens of semantic IDs to language, trained in one mixture with ``seqrec``."""
+
+    tasks: Tasks = (SEQREC,)
+    """What to train on: ``seqrec`` (the next item; always one of them, and what is evaluated) and, beside it, items to
+    texts and back (``item2index``, ``index2item``), histories to texts (``fusionseqrec``), and with a file
+    ``NAME.user.json`` wishes to items and histories to preferences (``itemsearch``, ``preferenceobtain``)."""
+    ilrec_tasks: Tasks = (SEQREC,)
+    """Tasks whose rows get ILRec's terms; the others are trained with plain cross-entropy. Rewards (Eq. 10) exist only
+    where an item is the answer to a history."""
+    template: str = "lcrec"
+    """Prompts of the tasks beside ``seqrec``: name of a file in ``properties/prompt/tasks`` or a path."""
+    fusion_sample: Natural | None = 20000
+    """Training rows of ``fusionseqrec``, a fixed random part of all histories; empty takes all."""
+    max_text_tokens: Annotated[int, Field(ge=2)] = 128
+    """Tokens of a title, description or user text at most; a longer one is cut."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _with_seqrec(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if SEQREC not in tasks or len(set(tasks)) < len(tasks):
+            raise ValueError("name seqrec, which is what is evaluated, and each other task once")
+        return tasks
 
 
 class BIGRecSettings(Section):
@@ -319,6 +355,9 @@ class TrainSettings(Section):
     """Resumable checkpoints kept."""
     log_steps: Natural = 50
     """Steps between two lines of loss parts in TensorBoard."""
+    layer_losses: bool = False
+    """At each validation, also measure every layer's cross-entropy (final norm, shared head) on a small fixed part of
+    the validation users (Fig. 2)."""
 
 
 class DecodeSettings(Section):
@@ -346,6 +385,7 @@ class Settings(Section):
     ilrec: ILRecSettings = ILRecSettings()
     index: IndexSettings = IndexSettings()
     prompt: PromptSettings = PromptSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
     bigrec: BIGRecSettings = BIGRecSettings()
     backbone: BackboneSettings = BackboneSettings()
     adapter: AdapterSettings = AdapterSettings()
@@ -368,6 +408,8 @@ FLAT_KEYS: dict[str, str] = {
     "lora": "adapter.lora",
     "quantization": "backbone.quantization",
     "index_file": "index.file",
+    "tasks": "alignment.tasks",
+    "ilrec_tasks": "alignment.ilrec_tasks",
     "reward_model": "reward.model",
     "reward_checkpoint": "reward.checkpoint",
     "train_rows": "train.rows",

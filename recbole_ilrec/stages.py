@@ -39,7 +39,7 @@ SUPERVISED = {"lcrec": "LCRec"}
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
     **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
-    **HOW_OFTEN_SAVED,
+    "train": HOW_OFTEN_SAVED["train"] | {"layer_losses"},
 }
 
 
@@ -49,7 +49,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     Returns:
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
         ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
-        ``parameters`` that were trained, and ``folder``, where the run was saved.
+        ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
+        ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first.
     """
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, data.train._dataset).to(config["device"])
@@ -78,6 +79,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         "lists": asdict(trainer.metrics.quality) if trainer.metrics.quality else None,
         "parameters": trained,
         "folder": str(trainer.run_folder) if saved else None,
+        **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
     }
 
 
@@ -178,7 +180,8 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
     settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
     template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
     items = hashlib.sha256(tokens).hexdigest()
-    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *further]
+    tasks = [model.alignment.key] if model.alignment else []
+    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *tasks, *further]
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
     return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"

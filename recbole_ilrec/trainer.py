@@ -26,12 +26,14 @@ from recbole_ilrec.epochs import Epochs, epoch_of
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.generative_metrics import GenerativeMetrics
+from recbole_ilrec.layer_losses import layer_losses
 from recbole_ilrec.loop import MicroBatches, StepTrainer, set_aside_later
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
+from recbole_ilrec.task_batches import task_batches
 from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
 logger = logging.getLogger(__name__)
@@ -42,13 +44,18 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 
 @dataclass
 class Progress:
-    """Early stopping as RecBole counts it, and what was ``spent`` until then; part of every checkpoint."""
+    """Early stopping as RecBole counts it, and what was ``spent`` until then; part of every checkpoint.
+
+    Attributes:
+        layer_losses: ``epoch`` (epochs done), ``step`` and ``losses`` (of each layer, lowest first) of each validation.
+    """
 
     best_score: float
     best_result: dict[str, float] | None = None
     waited: int = 0
     stopped: bool = False
     spent: dict[str, float] = field(default_factory=dict)
+    layer_losses: list[dict[str, Any]] = field(default_factory=list)
 
 
 class GenerativeTrainer:
@@ -94,11 +101,14 @@ class GenerativeTrainer:
         self.metrics.collector.data_collect(train_data)
         average = WeightAverage(self.model, train.ema) if train.ema else None
         if valid_data is not None:
-            self.valid_pairs = _part(to_pairs(valid_data._dataset.inter_feat, self.model), train.valid_users)
+            self.valid_pairs = to_pairs(valid_data._dataset.inter_feat, self.model)
+            if train.valid_users:
+                self.valid_pairs = self.valid_pairs.some(train.valid_users)
             logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
         arguments = self._arguments()
         parts = train.gradient_accumulation * arguments.world_size
-        plan = StepPlan(sizes, targets, self.config["train_batch_size"], parts, self.config["seed"], batches.sizes)
+        batch, seed = self.config["train_batch_size"], self.config["seed"]
+        plan = StepPlan(sizes, targets, batch, parts, seed, batches.sizes, batches.group)
         loop = StepTrainer(
             self.model,
             arguments,
@@ -128,7 +138,7 @@ class GenerativeTrainer:
             pairs: its rows.
 
         Returns:
-            the rows as batches; ``[rows]`` items of each, by which like lengths are put together; ``[rows]`` targets of
+            the rows as batches; ``[rows]`` length of each, by which like ones are put together; ``[rows]`` targets of
             each, by which ``train_batch_size`` counts.
         """
         train = self.config.settings.train
@@ -142,6 +152,8 @@ class GenerativeTrainer:
             item_dropout=train.item_dropout,
             seed=self.config["seed"],
         )
+        if self.model.alignment is not None:
+            return task_batches(self.config, self.model, self.model.alignment, rows, pairs)
         batches = MicroBatches(rows, self.model.encoder)
         batches.sizes = rows.sizes
         return batches, rows.num_items, rows.num_targets
@@ -234,6 +246,8 @@ class GenerativeTrainer:
             "%s [%s: %.2fs, %s: %f]", head, set_color("time", "blue"), time.time() - start, "valid_score", score
         )
         logger.info("%s: \n%s", set_color("valid result", "blue"), dict2str(result))
+        if self.config.settings.train.layer_losses:
+            self._compare_layers(loop)
         if better:
             progress.best_result = dict(result)
             if self.saved:
@@ -243,6 +257,15 @@ class GenerativeTrainer:
             loop.control.should_training_stop = True
             logger.info("Finished training, no better result in %d evaluations", progress.waited)
         return {f"eval_{name}": float(value) for name, value in result.items()}
+
+    def _compare_layers(self, loop: StepTrainer) -> None:
+        assert self.valid_pairs is not None
+        losses = layer_losses(self.model, self.valid_pairs)
+        done = {"epoch": float(loop.state.epoch or 0.0), "step": loop.state.global_step}
+        self.progress.layer_losses.append({**done, "losses": losses})
+        named = {str(layer): loss for layer, loss in enumerate(losses, start=1)}
+        logger.info("%s: %s", set_color("loss of each layer", "blue"), dict2str(named))
+        loop.log({f"eval_layer_loss/{layer}": loss for layer, loss in named.items()})
 
     def _save_best(self, score: float) -> None:
         content = {
@@ -296,10 +319,3 @@ def _request(config: Any) -> dict[str, Any]:
         "dataset": config.dataset,
         "config_dict": json.loads(json.dumps(given, default=str)),
     }
-
-
-def _part(pairs: Pairs, users: int | None) -> Pairs:
-    """A fixed random part of the users, the same in every run and for every seed."""
-    if users is None or users >= len(pairs):
-        return pairs
-    return pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), users, replace=False)))

@@ -39,10 +39,10 @@ MAY_IMPORT = {
 SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
     "lookup", "config", "outcome", "interaction_file", "dataset", "checkpoint", "collector", "rank_metrics",
-    "classical", "classical_run", "reward_model", "pretrained", "item_index", "title_ranker", "model", "rejected",
-    "generative_metrics", "weights", "loop", "epochs", "trainer", "preference_trainer", "diagnosis", "stages",
-    "certificate", "export", "quick_start", "experiments", "tables", "figures", "result_file", "table_verb", "doctor",
-    "compare", "cli", "__main__",
+    "classical", "classical_run", "reward_model", "pretrained", "item_index", "title_ranker", "alignment", "model",
+    "rejected", "generative_metrics", "weights", "loop", "epochs", "task_batches", "layer_losses", "trainer",
+    "preference_trainer", "diagnosis", "stages", "certificate", "export", "quick_start", "experiments", "tables",
+    "figures", "result_file", "table_verb", "doctor", "compare", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on
@@ -53,7 +53,7 @@ MAY_LOAD_THEM = frozenset(("loop", "epochs", "trainer"))
 
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 LONG_FILES = {
-    "settings.py": (460, "a list of fields with their help: splitting it would hide what can be set"),
+    "settings.py": (500, "a list of fields with their help: splitting it would hide what can be set"),
 }
 """Files over the limit -> their own limit and why."""
 

@@ -46,6 +46,21 @@ class EncodedRow:
     number: Array
 
 
+def newest(items: Sequence[Array], separator: Array, room: int) -> list[Array]:
+    """The newest items that fit into ``room`` tokens, each followed by the separator.
+
+    Args:
+        items: token ids of each item, oldest first.
+        separator: token ids, possibly none.
+        room: tokens at most.
+    """
+    start, used = 0, sum(len(tokens) + len(separator) for tokens in items)
+    while start < len(items) and used > room:
+        used -= len(items[start]) + len(separator)
+        start += 1
+    return [part for tokens in items[start:] for part in (tokens, separator)]
+
+
 class PromptEncoder:
     """Builds rows for training and prompts for decoding.
 
@@ -123,18 +138,10 @@ class PromptEncoder:
     def _prompt(self, history: Array, variant: int, room: int) -> Array:
         before, after = self._before[variant], self._after[variant]
         items = [self._item[item] for item in history]
-        trailing = not len(after)
-        used = len(before) + len(after)
-        sizes = [len(tokens) + len(self._separator) for tokens in items]
-        start = 0
-        while start < len(items) and used + sum(sizes[start:]) > room:
-            start += 1
-        parts = [before]
-        for tokens in items[start:]:
-            parts += [tokens, self._separator]
-        if items[start:] and not trailing:
-            parts.pop()
-        return np.concatenate([*parts, after])
+        listed = newest(items, self._separator, room - len(before) - len(after))
+        if len(after):
+            listed = listed[:-1]
+        return np.concatenate([before, *listed, after])
 
     def prompt(self, history: Array, variant: int = 0) -> Array:
         """Token ids of a prompt that leaves room for any answer."""
@@ -171,6 +178,14 @@ class PromptEncoder:
     def answer(self, item: int) -> Array:
         """Token ids of an item as an answer, the end token included where there is one."""
         return self._answer[item]
+
+    def item(self, item: int) -> Array:
+        """Token ids of an item inside a prompt."""
+        return self._item[item]
+
+    def path(self, item: int) -> Array:
+        """Trie node before each token of :meth:`answer`."""
+        return self._path[item]
 
     def collate(self, rows: Sequence[EncodedRow]) -> TokenBatch:
         """Pad rows on the right and list their supervised tokens."""

@@ -54,6 +54,12 @@ class Pairs:
         user, history, length, target = (c[rows] for c in (self.user, self.history, self.length, self.target))
         return Pairs(user, history, length, target, timeline=self.timeline, past=past)
 
+    def some(self, count: int) -> "Pairs":
+        """A fixed random part of the rows, the same in every run and for every seed; all where there are no more."""
+        if count >= len(self):
+            return self
+        return self.take(np.sort(np.random.default_rng(0).choice(len(self), count, replace=False)))
+
 
 class TrainRows:
     """Rows of one data set under one way of cutting it.
@@ -177,6 +183,8 @@ class StepPlan:
         parts: micro-batches of a step over all processes.
         seed: decides the order together with the epoch.
         sizes: ``size`` and ``targets`` of the rows as an epoch leaves them; default: the same in every epoch.
+        group: ``[rows]`` kind of each row, or ``None`` for one kind. Rows of each kind are spread evenly over the
+            steps, so no step is of one kind only; ``size`` then compares rows of a kind.
 
     Raises:
         UserError: fewer rows than parts.
@@ -188,6 +196,7 @@ class StepPlan:
     parts: int
     seed: int
     sizes: Callable[[int], tuple[Array, Array]] | None = None
+    group: Array | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) < self.parts:
@@ -208,6 +217,8 @@ class StepPlan:
         size, targets = self.sizes(epoch) if self.sizes else (self.size, self.targets)
         order = chance.permutation(len(size))
         order = order[np.argsort(size[order], kind="stable")]
+        if self.group is not None:
+            order = order[np.argsort(_even_spread(self.group[order]), kind="stable")]
         done = np.cumsum(targets[order])
         cuts = np.searchsorted(done, done[-1] * np.arange(1, self.steps) / self.steps)
         # Every step needs a row for each part: push a cut back where two are too close, forward near the end.
@@ -218,3 +229,12 @@ class StepPlan:
         for step in chance.permutation(self.steps):
             rows = order[low[step] : high[step]]
             yield [rows[part :: self.parts] for part in range(self.parts)]
+
+
+def _even_spread(group: Array) -> Array:
+    """``[rows]`` places between 0 and 1, those of each kind in the given order and at equal distances."""
+    place = np.empty(len(group))
+    for kind in np.unique(group):
+        inside = np.flatnonzero(group == kind)
+        place[inside] = (np.arange(len(inside)) + 0.5) / len(inside)
+    return place

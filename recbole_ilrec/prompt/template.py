@@ -49,15 +49,23 @@ def load_template(name: str, folder: Path) -> Template:
     Raises:
         UserError: no such template, unknown keys, a template without exactly one ``{history}``.
     """
+    return parse_template(*read_template(name, folder))
+
+
+def read_template(name: str, folder: Path) -> tuple[Any, str]:
+    """Content and path of ``<folder>/<name>.yaml``, or of ``name`` itself when it is a path to a file.
+
+    Raises:
+        UserError: no such file, or no YAML.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UserError(f"prompt template '{name}' not found at {path}. Available: {known}, or a path to a .yaml file.")
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8")), str(path)
     except yaml.YAMLError as error:
         raise UserError(f"prompt template {path} is not valid YAML: {error}") from None
-    return parse_template(spec, str(path))
 
 
 def parse_template(spec: Any, where: str) -> Template:
