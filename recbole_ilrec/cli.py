@@ -47,6 +47,7 @@ RUN_HELP = """usage: recbole-ilrec run --model=MODEL --dataset=DATASET [--key=va
 Any setting of RecBole and of this package is an option, --key=value or --key value, its value read as YAML:
   --epochs=20 --learning_rate=1e-3 --topk=[5,10] --device=cpu --seed=1
   --backbone=tiny --k=3 --alpha=0.8 --beta=0.1 --lambda=0.01 --mu=0.005 --num_beams=20 --decode.renormalise=true
+  --tasks=[seqrec,item2index,index2item,fusionseqrec]
 docs/settings.md lists them. Precedence: command line, config files, properties/ of this package, RecBole's defaults.
 
 examples

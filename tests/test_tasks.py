@@ -281,6 +281,18 @@ def test_ilrecs_terms_see_the_rows_of_their_tasks_alone(ring, monkeypatch, ilrec
     assert all(row == inside for row, inside in rewarded)
 
 
+def test_a_pretrained_model_learns_tasks_with_its_own_tokenizer(ring):
+    import transformers
+
+    tokenizer = build_tokenizer([], ["what is it? a red thing, a blue one"])
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = transformers.Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, eos_token_id=2, **sizes)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(ring / "qwen")
+    tokenizer.save_pretrained(ring / "qwen")
+    few = {"max_steps": 2, "eval_step": 9, "train_batch_size": 40, "num_beams": 10}
+    assert run("LCRec", backbone="./qwen", tasks=TASKS, **few)["test_result"]
+
+
 class Interrupted(Exception):
     """Stands for a power cut."""
 

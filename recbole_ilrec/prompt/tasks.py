@@ -128,7 +128,8 @@ class TaskRows:
         self._cases: list[_Case] = []
         self._prompts: list[tuple[TaskPrompt, ...]] = []
         for case in cases:
-            usable = tuple(p for p in templates.prompts[case.task] if all(map(self._candidates(case), p.slots)))
+            prompts = templates.prompts[case.task]
+            usable = tuple(p for p in prompts if all(self._candidates(slot, case) for slot in p.slots))
             if usable:
                 self._cases.append(case)
                 self._prompts.append(usable)
@@ -202,15 +203,11 @@ class TaskRows:
             return [self.encoder.item(item) for item in case.history]
         return [self._tokens[title] for item in case.history if (title := self._texts.titles[item])]
 
-    def _candidates(self, case: _Case) -> Any:
-        """What could fill a slot of this case: empty where nothing can."""
-
-        def candidates(slot: str) -> Sequence[Any]:
-            if slot in HISTORIES:
-                return self._listed(slot, case)
-            return (case.item,) if slot == "item" else self._texts_of(slot, case)
-
-        return candidates
+    def _candidates(self, slot: str, case: _Case) -> Sequence[Any]:
+        """What could fill a slot: empty where nothing can."""
+        if slot in HISTORIES:
+            return self._listed(slot, case)
+        return (case.item,) if slot == "item" else self._texts_of(slot, case)
 
     def _texts_of(self, slot: str, case: _Case) -> tuple[str, ...]:
         if slot in ITEM_TEXTS:
