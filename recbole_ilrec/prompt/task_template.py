@@ -46,6 +46,11 @@ class TaskPrompt:
     answer: tuple[str, ...]
 
     @property
+    def texts(self) -> list[str]:
+        """All fixed text."""
+        return [text for text in (*self.ask[::2], *self.answer[::2]) if text]
+
+    @property
     def slots(self) -> frozenset[str]:
         """All slots to fill."""
         return frozenset((*self.ask[1::2], *self.answer[1::2]))
@@ -78,8 +83,7 @@ class TaskTemplates:
     @property
     def texts(self) -> list[str]:
         """All fixed text, to train a tokenizer on."""
-        every = (prompt for prompts in self.prompts.values() for prompt in prompts)
-        return [self.separator, *(text for prompt in every for text in (*prompt.ask[::2], *prompt.answer[::2]) if text)]
+        return [self.separator, *(text for prompts in self.prompts.values() for each in prompts for text in each.texts)]
 
 
 def load_task_templates(name: str, folder: Path, tasks: tuple[str, ...]) -> TaskTemplates:

@@ -221,19 +221,16 @@ class TaskRows:
     def _check_room(self, templates: TaskTemplates, max_text_tokens: int) -> None:
         """A row without its history fits, whatever the texts are."""
         size = {"item": self.encoder.catalog.depth, **dict.fromkeys(HISTORIES, 0)}
+        around = len(self._start) + len(self._end)
         for task, prompts in templates.prompts.items():
-            for prompt in prompts:
-                fixed = sum(len(self._fixed[text]) for text in (*prompt.ask[::2], *prompt.answer[::2]))
-                most = (
-                    fixed
-                    + 2
-                    + sum(size.get(slot, max_text_tokens) for slot in (*prompt.ask[1::2], *prompt.answer[1::2]))
+            fixed = (sum(len(self._fixed[text]) for text in prompt.texts) for prompt in prompts)
+            filled = (sum(size.get(slot, max_text_tokens) for slot in prompt.slots) for prompt in prompts)
+            most = around + max(map(sum, zip(fixed, filled, strict=True)))
+            if most > self.encoder.max_length:
+                raise UserError(
+                    f"prompt.max_length={self.encoder.max_length} is too small for {task}: a row may take {most} "
+                    "tokens; raise prompt.max_length or lower alignment.max_text_tokens."
                 )
-                if most > self.encoder.max_length:
-                    raise UserError(
-                        f"prompt.max_length={self.encoder.max_length} is too small for {task}: a row may take "
-                        f"{most} tokens; raise prompt.max_length or lower alignment.max_text_tokens."
-                    )
 
     def _report(self, templates: TaskTemplates) -> None:
         tasks = self.tasks
