@@ -1,6 +1,7 @@
 """LC-Rec's alignment tasks: prompts, rows, a mixture that learns, resumes, and leaves ILRec's terms to seqrec."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.model import ILRec
-from recbole_ilrec.objective.ilrec import ILRec as ILRecLoss
+from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
 from recbole_ilrec.prompt.task_template import load_task_templates, parse_task_templates
@@ -257,27 +258,29 @@ def test_a_mixture_with_item_texts_still_finds_the_next_item(ring):
 
 
 @pytest.mark.parametrize("ilrec_tasks", [["seqrec"], ["fusionseqrec"]])
-def test_ilrecs_terms_see_the_rows_of_their_tasks_alone(ring, monkeypatch, ilrec_tasks):
+def test_a_mixtures_loss_is_ilrecs_on_its_rows_and_cross_entropy_on_the_others(ring, monkeypatch, ilrec_tasks):
     write_users(ring)
-    penalised, marked, rewarded = [], [], []
-    penalise, legal_of = ILRecLoss._penalised, ILRec._legal
+    compute, seen = ILRec.loss_terms, []
 
-    def penalising(self, states, targets, *args):
-        penalised.append(len(targets))
-        return penalise(self, states, targets, *args)
+    def compared(self, batch, *args, **kwargs):
+        terms = compute(self, batch, *args, **kwargs)
+        inside = batch.ilrec_rows.nonzero()[:, 0]
+        names = ("select", "targets", "node", "target")
+        alone = replace(batch, ilrec_rows=None, **{name: getattr(batch, name)[inside] for name in names})
+        states = self.backbone.layer_states(batch.input_ids, batch.select)
+        ce = cross_entropy(states.head(states.final), batch.targets)[~batch.ilrec_rows]
+        seen.append((len(inside), len(ce), terms.total.item(), (compute(self, alone).total + ce.sum()).item()))
+        legal = self._legal(batch)
+        assert set(legal.row.tolist()) == set(batch.node.ge(0).nonzero()[:, 0].tolist())
+        return terms
 
-    def looking_up(self, batch):
-        legal = legal_of(self, batch)
-        marked.append(int(batch.ilrec_rows.sum()))
-        rewarded.append((set(legal.row.tolist()), set(batch.node.ge(0).nonzero()[:, 0].tolist())))
-        assert not batch.ilrec_rows.all()
-        return legal
-
-    monkeypatch.setattr(ILRecLoss, "_penalised", penalising)
-    monkeypatch.setattr(ILRec, "_legal", looking_up)
-    run(**{**MIXED, "tasks": ["seqrec", *EVERY], "ilrec_tasks": ilrec_tasks, "max_steps": 2, "eval_step": 9})
-    assert penalised == marked and all(marked)
-    assert all(row == inside for row, inside in rewarded)
+    monkeypatch.setattr(ILRec, "loss_terms", compared)
+    exact = {"backbone.dropout": 0.0, "ilrec.cpd_share": 1.0, "max_steps": 2, "eval_step": 9}
+    run(**{**MIXED, **exact, "tasks": ["seqrec", *EVERY], "ilrec_tasks": ilrec_tasks})
+    assert len(seen) == 2
+    for inside, outside, total, wanted in seen:
+        assert inside and outside
+        assert total == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_pretrained_model_learns_tasks_with_its_own_tokenizer(ring):
