@@ -7,10 +7,11 @@ lists, tuples, tensors, NumPy arrays and plain values can be stored, optimiser s
 
 import hashlib
 import json
+import logging
 import os
 import random
+import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.preparation.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 STATE = "state.json"
@@ -59,7 +63,8 @@ def save_state(folder: str | os.PathLike[str], content: Mapping[str, Any], *, ki
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    _write_json(folder / STATE, {"format": FORMAT, "kind": kind, "file": file.name, "sha256": digest, "content": tree})
+    with write_atomically(folder / STATE) as stream:
+        json.dump({"format": FORMAT, "kind": kind, "file": file.name, "sha256": digest, "content": tree}, stream)
     for old in folder.glob("tensors-*.safetensors"):
         if old != file:
             old.unlink(missing_ok=True)
@@ -109,21 +114,77 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def resumable(folder: Path, *, kind: str) -> Path:
-    """The checkpoint to go on from: ``folder`` itself, or the newest one of the run whose folder it is.
+def resumable(folder: Path, *, kind: str) -> list[Path]:
+    """Checkpoints to go on from: ``folder`` itself, or those of the run whose folder it is, newest first.
 
     Raises:
-        UserError: there is none, it holds weights only, or it is of another model. Nothing is loaded or written.
+        UserError: there is none, it holds weights only, or all are broken or of another model. No tensors are read.
     """
     if (folder / STATE).is_file() and not (folder / LOOP_STATE).is_file():
         raise UserError(
             f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
         )
-    found = [folder] if (folder / LOOP_STATE).is_file() else checkpoints(folder)
+    found = [folder] if (folder / LOOP_STATE).is_file() else checkpoints(folder)[::-1]
     if not found:
         raise UserError(f"resume_from_checkpoint={folder}: no checkpoint-N in that folder; check the path.")
-    check_kind(found[-1], kind)
-    return found[-1]
+    good, first = [], None
+    for path in found:
+        try:
+            check_kind(path, kind)
+            good.append(path)
+        except UserError as error:
+            first = first or error
+            logger.warning("%s Skipped.", error)
+    if first and not good:
+        raise first
+    return good
+
+
+def load_resumable(folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of :func:`resumable` that can be read as a whole, and what it holds; bad ones are named.
+
+    Raises:
+        UserError: none can; the message is about the newest one.
+    """
+    first = None
+    for path in resumable(folder, kind=kind):
+        try:
+            state = load_state(path, kind=kind)
+            json.loads((path / LOOP_STATE).read_text(encoding="utf-8"))
+            return path, state
+        except UserError as error:
+            problem = error
+        except ValueError:
+            problem = UserError(f"{path / LOOP_STATE} is truncated. Copy the whole folder again.")
+        first = first or problem
+        logger.warning("%s An older checkpoint is tried.", problem)
+    assert first is not None
+    raise first
+
+
+def clear_up(run_folder: Path) -> None:
+    """Remove what a killed run left unfinished in its folder; call only when nothing else writes there."""
+    for folder in run_folder.glob("checkpoint-*"):
+        if not (folder / STATE).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+    for leftover in run_folder.glob("*/.*.tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def set_aside_later(checkpoint: Path) -> None:
+    """Rename the run's checkpoints after ``checkpoint``: going on from an older one, they are no part of the run."""
+    for later in checkpoints(checkpoint.parent):
+        if int(later.name.rpartition("-")[2]) > int(checkpoint.name.rpartition("-")[2]):
+            aside = later.with_name(f"superseded-{later.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
+            logger.warning("%s is set aside as %s", later, aside.name)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; one that is half deleted is none."""
+    (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def random_state() -> dict[str, Any]:
@@ -139,6 +200,20 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def generator_state() -> Tensor:
+    """State of the generators that this process draws dropout from, the CPU's and its GPU's: ``[n]`` uint8."""
+    states = [torch.get_rng_state()]
+    return torch.cat([*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states)
+
+
+def set_generator_state(state: Tensor) -> None:
+    """Put the generators back as :func:`generator_state` found them; a GPU's is left out where there is none."""
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size].clone())
+    if torch.cuda.is_available() and len(state) > size:
+        torch.cuda.set_rng_state(state[size:].clone())
 
 
 class _Encoder:
@@ -204,24 +279,6 @@ def _sync_and_hash(path: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         os.fsync(stream.fileno())
     return digest
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # not every system lets a folder be synced
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _state(path: Path, kind: str | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from recbole.evaluator import Evaluator
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.trainer.trainer import AbstractTrainer
-from recbole.utils import WandbLogger, get_local_time, get_tensorboard, set_color
+from recbole.utils import WandbLogger, get_tensorboard, set_color
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -35,6 +35,7 @@ from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.report.costs import note, note_earlier
 from recbole_ilrec.report.record import Stopwatch
+from recbole_ilrec.run_folder import mark, new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class ClassicalTrainer(RecBoleTrainer):
         self.enable_amp = config["enable_amp"]
         self.enable_scaler = self.gpu_available and config["enable_scaler"]
         self.checkpoint_dir = config["checkpoint_dir"]
-        self.folder = _unused(Path(self.checkpoint_dir) / f"{config['model']}-{config['dataset']}-{get_local_time()}")
+        self.folder = new_folder(config)
         self.saved_model_file = str(self.folder / BEST)
         self.start_epoch = 0
         self.cur_step = 0
@@ -184,6 +185,7 @@ class ClassicalTrainer(RecBoleTrainer):
             "finished": finished,
             "spent": self.spent,
         }
+        mark(self.folder, self.config)
         save_state(self.folder / LAST, content, kind=self.config["model"])
 
     def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
@@ -288,13 +290,3 @@ def items_key(dataset: SequentialDataset) -> str:
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
-
-
-def _unused(folder: Path) -> Path:
-    """``folder``, or with a number when a run of the same second has it."""
-    number = 1
-    free = folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free

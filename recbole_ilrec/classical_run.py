@@ -1,7 +1,6 @@
 """One run of one of RecBole's own models, in one process."""
 
 import logging
-import os
 from typing import Any
 
 from recbole.utils import init_seed
@@ -9,7 +8,6 @@ from recbole.utils import init_seed
 from recbole_ilrec.classical import ClassicalTrainer, build_model
 from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import Data
-from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.costs import spent_on
 
 logger = logging.getLogger(__name__)
@@ -27,8 +25,6 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
         ``parameters`` that were trained, and ``folder``, where the run was saved.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{config.model} is trained in one process: start it without torchrun.")
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, data.train._dataset)
     logger.info(model)

@@ -13,6 +13,7 @@ from typing import Any
 
 from recbole_ilrec import compare, doctor, table_verb
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+from recbole_ilrec.interrupts import Interrupted, raised
 from recbole_ilrec.result_file import check_result_file, write_result
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -41,7 +42,8 @@ RUN_HELP = """usage: recbole-ilrec run --model=MODEL --dataset=DATASET [--key=va
   --result_file=PATH         write the result as JSON
   --print_config             show every setting with its origin and stop
   --resume_from_checkpoint=DIR
-                             go on with an interrupted run
+                             go on with an interrupted run; =auto finds the newest run of the same settings and data,
+                             so that the same command can be repeated until it is done
   --debug                    show the traceback of an error
 
 Any setting of RecBole and of this package is an option, --key=value or --key value, its value read as YAML:
@@ -78,6 +80,7 @@ _AS_TYPED = frozenset((
     "out", "models", "columns", "seeds", "json",
 ))
 # fmt: on
+GO_ON = "go on with the same command and --resume_from_checkpoint=auto"
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 _SWITCHES = frozenset(("help", "debug", "print_config", "quick", "dry_run", "paper"))
 
@@ -129,7 +132,7 @@ def _value(key: str, text: str) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit status: 0 done, 2 something to correct, 130 interrupted.
+    """Run a verb; returns the exit status: 0 done, 2 something to correct, 130 or 143 interrupted.
 
     The last line on stderr is then ``error: what, where, what is allowed, how to fix it``. With ``--debug`` the
     traceback is shown before it.
@@ -137,12 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     debug = any(token == "--debug" or token.lower() == "--debug=true" for token in argv)
     try:
-        return _dispatch(list(argv))
+        with raised():
+            return _dispatch(list(argv))
     except UserError as error:
         return _fail(str(error), debug)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: checkpoints written so far are complete (--resume_from_checkpoint=DIR)\n")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        how = str(stop) or f"what was finished is kept; {GO_ON}"
+        sys.stderr.write(f"\ninterrupted: {how}\n")
+        return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
     except OSError as error:
         place = f" ({error.filename})" if error.filename and str(error.filename) not in str(error) else ""
         return _fail(f"the system refused: {error}{place}. Check the path, its permissions and the free space.", debug)

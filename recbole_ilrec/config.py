@@ -58,6 +58,7 @@ class Config(RecBoleConfig):
         origin: setting -> the file it came from, or ``"config_dict or command line"``.
         settings: the typed settings.
         is_llm: whether the model is a language model of this package.
+        run_key: what tells this run from others in ``checkpoint_dir``, set when its data are known.
 
     Raises:
         UserError: an unknown name, a bad value, a missing file.
@@ -98,6 +99,7 @@ class Config(RecBoleConfig):
             self.final_config_dict["cache_dir"] = str(Path(str(self.final_config_dict["checkpoint_dir"])) / "cache")
 
     parameters: dict[str, list[str]]
+    run_key: str | None = None
 
     # ---- layers
 

@@ -5,103 +5,41 @@ Ours are the batches, the normalisation of the loss, and what is written to disk
 """
 
 import hashlib
-import logging
+import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recbole_ilrec.checkpoint import LOOP_STATE, checkpoints, load_state, random_state, save_state, set_random_state
+from recbole_ilrec import processes
+from recbole_ilrec.checkpoint import (
+    LOOP_STATE,
+    checkpoints,
+    generator_state,
+    random_state,
+    remove,
+    save_state,
+    set_generator_state,
+    set_random_state,
+)
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.prompt.encode import PromptEncoder
-from recbole_ilrec.prompt.rows import StepPlan, TrainRows
-from recbole_ilrec.schema import AnswerBatch, TokenBatch
+from recbole_ilrec.interrupts import Interrupted, StopSignals
+from recbole_ilrec.micro_batches import MicroBatches, StepLoader, StepSampler
+from recbole_ilrec.preparation.files import write_atomically
+from recbole_ilrec.prompt.rows import StepPlan
 from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
-logger = logging.getLogger(__name__)
-
-StepKey = tuple[int, np.ndarray, list[np.ndarray]]
-"""Epoch, rows of this micro-batch, and the rows of all micro-batches of its step."""
-
-
-class MicroBatches(Dataset):
-    """Turns the keys of :class:`StepSampler` into token batches.
-
-    Attributes:
-        sizes: items and targets of the rows in an epoch, for :class:`~recbole_ilrec.prompt.rows.StepPlan`; ``None``
-            where they are the same in every epoch.
-        group: ``[rows]`` kind of each row, where there are several.
-    """
-
-    sizes: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
-    group: np.ndarray | None = None
-
-    def __init__(self, rows: TrainRows, encoder: PromptEncoder):
-        self.rows = rows
-        self.encoder = encoder
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: StepKey) -> dict[str, Any]:
-        """``batch`` and ``count``, which the loss of the whole step is the mean over (all micro-batches, processes)."""
-        epoch, own, parts = key
-        batch = self.encode(epoch, own)
-        others = 0 if len(parts) == 1 else sum(self.count(epoch, part) for part in parts)
-        return {"batch": batch, "count": others or batch.count}
-
-    def encode(self, epoch: int, rows: np.ndarray) -> TokenBatch | AnswerBatch:
-        """Some rows as they are in an epoch."""
-        return self.encoder.collate([self.encoder.row(self.rows.example(epoch, row)) for row in rows])
-
-    def count(self, epoch: int, rows: np.ndarray) -> int:
-        """What these rows add to the number that the loss of their step is the mean over."""
-        return self.encode(epoch, rows).count
-
-
-class StepSampler(Sampler):
-    """Yields the keys of one process, micro-batch by micro-batch; ``set_epoch`` chooses the order."""
-
-    def __init__(self, plan: StepPlan, micro_batches: int, rank: int = 0, world: int = 1):
-        self.plan = plan
-        self.micro_batches = micro_batches
-        self.rank = rank
-        self.world = world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the loop before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.plan.steps * self.micro_batches
-
-    def __iter__(self) -> Iterator[list[StepKey]]:
-        for parts in self.plan.epoch(self.epoch):
-            for micro in range(self.micro_batches):
-                yield [(self.epoch, parts[micro * self.world + self.rank], parts)]
-
-
-class StepLoader(DataLoader):
-    """A loader whose epoch can be set; the loop skips whole batches of its sampler when it resumes."""
-
-    batch_sampler: StepSampler
-
-    def set_epoch(self, epoch: int) -> None:
-        """Forwarded to the sampler."""
-        self.batch_sampler.set_epoch(epoch)
-
-
-def _only(items: list[Any]) -> Any:
-    return items[0]
+NON_FINITE = "batch with a loss that is not finite"
 
 
 class StepTrainer(Trainer):
@@ -116,6 +54,8 @@ class StepTrainer(Trainer):
         extra_state: JSON-able state of the caller that goes into every checkpoint.
         kind: what the checkpoints are of; compared when one is read.
         keep: resumable checkpoints kept.
+        save: write checkpoints, and a batch whose loss is not finite.
+        stop: signals to stop.
         average: moving average of the weights, or ``None``.
         callbacks: further callbacks of the library.
     """
@@ -135,11 +75,15 @@ class StepTrainer(Trainer):
         extra_state: Callable[[], dict[str, Any]],
         kind: str,
         keep: int,
+        save: bool,
+        stop: StopSignals,
         average: WeightAverage | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         args._n_gpu = min(args.n_gpu, 1)  # several processes share GPUs; torch's DataParallel cannot split our batches
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
+        if processes.rank():  # else all processes would draw the same dropout; the first draws as a single one does
+            torch.manual_seed(args.seed + processes.rank())
         self.batches = batches
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -147,7 +91,11 @@ class StepTrainer(Trainer):
         self.average = average
         self.kind = kind
         self.keep = keep
+        self.stop = stop
+        self.folder = Path(str(args.output_dir))
+        self.save = save
         self._resumed: dict[str, Any] = {}
+        self._inputs: Mapping[str, Any] = {}
         self.sums: dict[str, float] = {}
         self.supervised = 0
         self._logged: tuple[dict[str, float], int] = ({}, 0)
@@ -160,7 +108,13 @@ class StepTrainer(Trainer):
         sampler = StepSampler(
             self.plan, self.args.gradient_accumulation_steps, self.args.process_index, self.args.world_size
         )
-        return StepLoader(self.batches, batch_sampler=sampler, collate_fn=_only)
+        return StepLoader(self.batches, batch_sampler=sampler, collate_fn=itemgetter(0))
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
+        """Micro-batches of a step with ``count``, over which the loss of the step, in all processes, is a mean."""
+        samples = list(islice(epoch_iterator, num_batches))
+        count = processes.total(torch.tensor(sum(sample["batch"].count for sample in samples)))
+        return [{**sample, "count": int(count)} for sample in samples], None
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -173,12 +127,30 @@ class StepTrainer(Trainer):
         # Processes average their gradients; the factor turns that average back into a sum.
         loss = sums["loss"] * (self.args.world_size / inputs["count"])
         self._note(sums, batch.count)
+        self._inputs = inputs
         if not math.isfinite(loss.item()):
-            raise UserError(
-                f"training loss is {loss.item()} at step {self.state.global_step}; lower --learning_rate, or set "
-                "--ilrec.penalty=sign_safe if logits are strongly negative."
-            )
+            raise self._not_finite("loss", loss.item(), sums)
         return (loss, sums) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """A gradient that is not finite would turn every weight, and the next checkpoint, into NaN."""
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise self._not_finite("gradient norm", float(norm), {})
+        return norm
+
+    def _not_finite(self, what: str, value: float, sums: Mapping[str, Tensor]) -> UserError:
+        step, kept = self.state.global_step, ""
+        if self.save:
+            tensors = {name: entry for name, entry in vars(self._inputs["batch"]).items() if entry is not None}
+            content = {"epoch": self.state.epoch, "step": step, "rows": self._inputs["rows"], "batch": tensors}
+            place = self.folder / (f"nonfinite-{step}" + (f"-{processes.rank()}" if processes.rank() else ""))
+            save_state(place, {**content, what: value, "sums": dict(sums)}, kind=NON_FINITE)
+            kept = f" The batch is kept in {place}."
+        return UserError(
+            f"training {what} is {value} at step {step}; lower --learning_rate, or set --ilrec.penalty=sign_safe if "
+            f"logits are strongly negative.{kept}"
+        )
 
     def _note(self, sums: Mapping[str, Tensor], tokens: int) -> None:
         self.supervised += tokens
@@ -186,14 +158,23 @@ class StepTrainer(Trainer):
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
 
     def means(self) -> dict[str, float]:
-        """Mean of each noted number per supervised token since the last :meth:`reset_means`."""
-        return {name: value / max(self.supervised, 1) for name, value in self.sums.items()}
+        """Mean of each noted number per supervised token since the last :meth:`reset_means`, over all processes."""
+        sums, supervised = self._noted()
+        return {name: value / max(supervised, 1) for name, value in sums.items()}
+
+    def _noted(self) -> tuple[dict[str, float], int]:
+        """What :meth:`_note` counted in all processes."""
+        *values, supervised = processes.total(
+            torch.tensor([*self.sums.values(), self.supervised], dtype=torch.float64)
+        ).tolist()
+        return dict(zip(self.sums, values, strict=True)), int(supervised)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The library's numbers and ours, as means since the last call."""
-        recent = {k: v - self._logged[0].get(k, 0.0) for k, v in self.sums.items()}
-        tokens = self.supervised - self._logged[1]
-        self._logged = (dict(self.sums), self.supervised)
+        sums, supervised = self._noted()
+        recent = {k: v - self._logged[0].get(k, 0.0) for k, v in sums.items()}
+        tokens = supervised - self._logged[1]
+        self._logged = (sums, supervised)
         ours = {f"train/{name}": value / tokens for name, value in recent.items() if tokens > 0}
         super().log({**logs, **ours}, start_time)
 
@@ -202,45 +183,47 @@ class StepTrainer(Trainer):
         self.sums, self.supervised, self._logged = {}, 0, ({}, 0)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        """What the library calls when ``control.should_evaluate`` is set."""
-        if self.average:
-            self.average.swap()
+        """What the library calls when ``control.should_evaluate`` is set; one that is interrupted comes first later."""
         try:
-            return dict(self._evaluate_model(self))
-        finally:
-            if self.average:
-                self.average.swap()
+            with self.average.in_place() if self.average else nullcontext():
+                return dict(self._evaluate_model(self))
+        except Interrupted:
+            # The others may be at another place, and no process can save without them.
+            if self.save and self.optimizer is not None and processes.world() == 1:
+                self._save_checkpoint(self.model)
+            raise
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """Everything that the next step depends on, under its final name only when it is complete."""
+        """Everything that the next step depends on; whatever happens, this checkpoint or the one before is complete."""
+        sums, supervised = self._noted()
+        others = processes.gathered(generator_state())
         if not self.args.should_save:
             return
-        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        building = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
+        folder = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         content = {
             "model": weights(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
             "average": self.average.mean if self.average else None,
             "random": random_state(),
-            "sums": self.sums,
-            "supervised": self.supervised,
+            "random_of_processes": others,
+            "sums": sums,
+            "supervised": supervised,
             "identity": self._identity(),
             "extra": self._extra_state(),
         }
         try:
-            save_state(building, content, kind=self.kind)
-            self.state.save_to_json(str(building / LOOP_STATE))
-            shutil.rmtree(folder, ignore_errors=True)
-            building.rename(folder)
+            save_state(folder, content, kind=self.kind)
+            with write_atomically(folder / LOOP_STATE) as stream:
+                json.dump(asdict(self.state), stream, indent=2, sort_keys=True)
         except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
+            if not (folder / LOOP_STATE).is_file():
+                remove(folder)
             with suppress(OSError):
                 folder.parent.rmdir()  # only when nothing else is in it
             raise
         for old in checkpoints(folder.parent)[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it goes on from: a checkpoint cannot show it by its shapes."""
@@ -254,7 +237,6 @@ class StepTrainer(Trainer):
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._resumed = load_state(resume_from_checkpoint, kind=self.kind)
         for name, value in self._identity().items():
             stored = self._resumed.get("identity", {}).get(name, value)
             if stored != value:
@@ -266,6 +248,18 @@ class StepTrainer(Trainer):
         if self.average:
             self.average.restore(self._resumed["average"])
         self.sums, self.supervised = self._resumed["sums"], self._resumed["supervised"]
+        if processes.rank():
+            self.sums, self.supervised = dict.fromkeys(self.sums, 0.0), 0
+
+    def restore(self, checkpoint: Path, content: dict[str, Any]) -> None:
+        """Weights and place of a checkpoint, from which ``train(resume_from_checkpoint=...)`` goes on.
+
+        Raises:
+            UserError: it is of a run on other rows, or with another seed or learning rate.
+        """
+        self._resumed = content
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / LOOP_STATE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -275,13 +269,6 @@ class StepTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_state(self._resumed["random"])
-
-
-def set_aside_later(checkpoint: Path) -> None:
-    """Rename the run's checkpoints after ``checkpoint``: going on from an older one, they are no part of the run."""
-    for later in checkpoints(checkpoint.parent):
-        if int(later.name.rpartition("-")[2]) > int(checkpoint.name.rpartition("-")[2]):
-            aside = later.with_name(f"superseded-{later.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            later.rename(aside)
-            logger.warning("%s is set aside as %s", later, aside.name)
+            if 0 < processes.rank() < len(self._resumed["random_of_processes"]):
+                set_generator_state(self._resumed["random_of_processes"][processes.rank()])
+            self._resumed = {}  # as large as the model and its optimiser

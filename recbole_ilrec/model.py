@@ -15,6 +15,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_ilrec import processes
 from recbole_ilrec.alignment import alignment_of
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.decoding.users import rank_users
@@ -221,7 +222,7 @@ class GenerativeRecommender(SequentialRecommender):
     def _rank(self, pairs: Pairs, count: int, batch_size: int, progress: str | None = None) -> Ranking:
         if self.title_ranker is not None:
             return self.title_ranker.rank(pairs, count, batch_size=batch_size, progress=progress)
-        return rank_users(
+        own = rank_users(
             self.backbone,
             self.encoder,
             pairs.histories(np.arange(len(pairs))),
@@ -230,7 +231,9 @@ class GenerativeRecommender(SequentialRecommender):
             device=self.backbone.device,
             progress=progress,
             seen=pairs.seen(),
+            share=(processes.rank(), processes.world()),
         )
+        return Ranking(leaf=processes.maximum(own.leaf), score=processes.maximum(own.score))
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

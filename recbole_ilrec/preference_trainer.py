@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_ilrec.loop import MicroBatches
+from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender
 from recbole_ilrec.objective.preference import personalised_smoothing
 from recbole_ilrec.prompt.answers import PreferenceRows, collate_answers, encode_answers
@@ -53,10 +53,6 @@ class PreferenceBatches(MicroBatches):
 
     def __len__(self) -> int:
         return len(self.answered)
-
-    def count(self, epoch: int, rows: Array) -> int:
-        """Rows."""
-        return len(rows)
 
 
 class PreferenceTrainer(GenerativeTrainer):

@@ -1,7 +1,6 @@
 """One run from settings to metrics, as ``recbole.quick_start`` does it (never imported: it imports ``ray``)."""
 
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +11,17 @@ import torch
 from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
+from recbole_ilrec import processes
 from recbole_ilrec.certificate import evaluation_certificate
 from recbole_ilrec.checkpoint import resumable
 from recbole_ilrec.config import Config, MissingDataset
 from recbole_ilrec.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.outcome import run_key
 from recbole_ilrec.preparation.files import require_writable
 from recbole_ilrec.report.costs import ledger, spent_on
 from recbole_ilrec.report.record import Stopwatch, append_record, machine
+from recbole_ilrec.run_folder import AUTO, newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def run_recbole_ilrec(
 
     Raises:
         UserError: anything in the settings or data that has to be changed.
+        KeyboardInterrupt: SIGINT or SIGTERM came; its text says what was saved and how to go on.
     """
     return run(configure(model, dataset, config_file_list, config_dict), saved)
 
@@ -67,7 +70,7 @@ def configure(
     try:
         return Config(model, dataset, config_file_list, config_dict)
     except MissingDataset as missing:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # several processes would download over each other
+        if processes.world() > 1:  # several processes would download over each other
             raise
         from recbole_ilrec.preparation.pipeline import prepare
 
@@ -81,7 +84,17 @@ def configure(
 
 
 def run(config: Config, saved: bool = True) -> dict[str, Any]:
-    """The run that ``config`` describes; see :func:`run_recbole_ilrec`."""
+    """The run that ``config`` describes, in this process or as one of those of ``torchrun``.
+
+    See :func:`run_recbole_ilrec`.
+    """
+    if not config.is_llm and processes.world() > 1:
+        raise UserError(f"{config.model} is trained in one process: start it without torchrun.")
+    with processes.together(config["device"]):
+        return _run(config, saved)
+
+
+def _run(config: Config, saved: bool) -> dict[str, Any]:
     saved = bool(saved and config["saved"])
     watch = Stopwatch()
     psutil.cpu_percent()  # starts the measurement that the table at the end shows
@@ -89,6 +102,7 @@ def run(config: Config, saved: bool = True) -> dict[str, Any]:
         torch.set_num_threads(int(config["num_threads"]))
     init_seed(config["seed"], config["reproducibility"])
     start_logging(config)
+    config["show_progress"] = config["show_progress"] and processes.is_first()
     logger.info(sys.argv)
     logger.info(config)
     _check_places(config, saved)
@@ -96,7 +110,9 @@ def run(config: Config, saved: bool = True) -> dict[str, Any]:
         with spent_on("data"):
             data = build_data(config)
         logger.info(data.statistics)
+        _place(config)
         result = _train_and_evaluate(config, data, saved)
+    saved = saved and processes.is_first()
     certificate = evaluation_certificate(config, data, result) if saved else {}
     result["record"] = _record(config, result, certificate, {**watch.read(), "stages": costs.stages}) if saved else None
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
@@ -138,8 +154,17 @@ def _check_places(config: Config, saved: bool) -> None:
     if config.is_llm:
         require_writable(Path(config["cache_dir"]), f"cache_dir={config['cache_dir']}")
     given = config["resume_from_checkpoint"]
-    if given and config.is_llm:
+    if given and given != AUTO and config.is_llm:
         resumable(Path(given), kind=config["model"])
+
+
+def _place(config: Config) -> None:
+    """Give the run its key, and with ``resume_from_checkpoint=auto`` the folder of an earlier run that has the same."""
+    config.run_key = run_key(config)
+    if config["resume_from_checkpoint"] == AUTO:
+        found = processes.agreed(str(newest_run(config) or ""))
+        config["resume_from_checkpoint"] = found or None
+        logger.info("resume_from_checkpoint=auto: %s", f"going on with {found}" if found else "a new run")
 
 
 def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, Any]:
@@ -182,7 +207,7 @@ def start_logging(config: Config) -> None:
     others = root.handlers[:]
     root.handlers.clear()
     try:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if processes.is_first():
             init_logger(config)
         _handlers[:] = root.handlers
     finally:

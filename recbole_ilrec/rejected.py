@@ -15,6 +15,7 @@ import torch
 from recbole.utils import set_color
 from tqdm import tqdm
 
+from recbole_ilrec import processes
 from recbole_ilrec.checkpoint import STATE, load_state, save_state
 from recbole_ilrec.decoding.rejected import self_hard_items
 from recbole_ilrec.errors import UserError
@@ -32,7 +33,8 @@ PART = 4096
 class KeptRows:
     """Numbers by training row in ``cache_dir/preference``, under a name that says all they depend on.
 
-    They are kept part by part, so an interrupted pass goes on where it stopped and a finished one is only read.
+    They are kept part by part, so an interrupted pass goes on where it stopped and a finished one is only read; several
+    processes share the parts out.
 
     Args:
         config: the run's settings.
@@ -64,16 +66,18 @@ class KeptRows:
         """
         identity = json.dumps([self._shared, what], sort_keys=True, default=str)
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        folder, parts = self.folder / f"{kind}-{self.dataset}-{key}", []
+        folder, places = self.folder / f"{kind}-{self.dataset}-{key}", []
         label = set_color(f"{kind.replace('_', ' '):<11}", "pink")
         with tqdm(total=rows, desc=label, disable=not self.show_progress, ncols=100, unit="row") as bar:
-            for low in range(0, rows, PART):
+            for number, low in enumerate(range(0, rows, PART)):
                 place, some = folder / f"{low:010d}", np.arange(low, min(low + PART, rows))
-                if not (place / STATE).is_file():
+                own = number % processes.world() == processes.rank()
+                if own and not (place / STATE).is_file():
                     save_state(place, {"rows": torch.from_numpy(compute(some))}, kind=kind)
-                parts.append(load_state(place, kind=kind)["rows"].numpy())
+                places.append(place)
                 bar.update(len(some))
-        return np.concatenate(parts)
+        processes.wait()
+        return np.concatenate([load_state(place, kind=kind)["rows"].numpy() for place in places])
 
 
 def chosen_rows(config: Any, rows: int, iteration: int = 0) -> Array:

@@ -16,6 +16,7 @@ from recbole.utils import init_seed
 from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
+from recbole_ilrec import processes
 from recbole_ilrec.checkpoint import STATE, check_kind, load_state, random_state, set_random_state
 from recbole_ilrec.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
 from recbole_ilrec.config import Config
@@ -93,7 +94,8 @@ def load_reward_model(config: Config, dataset: SequenceDataset) -> RewardModel:
     reward = config.settings.reward
     before = random_state()
     try:
-        model = _given(config, dataset) if reward.checkpoint else _cached(config, dataset)
+        with processes.first_alone():
+            model = _given(config, dataset) if reward.checkpoint else _cached(config, dataset)
     finally:
         set_random_state(before)
     return RewardModel(model, dataset, temperature=reward.temperature, mask_history=reward.mask_history)

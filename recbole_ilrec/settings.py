@@ -351,6 +351,8 @@ class TrainSettings(Section):
     """Validation users scored between epochs, a fixed random part of them; default: all. Testing always takes all."""
     save_steps: Natural | None = None
     """Write a resumable checkpoint every so many steps; default: at each epoch."""
+    save_minutes: Positive | None = 30.0
+    """Write one also when so many minutes have passed since the last."""
     keep_checkpoints: Natural = 2
     """Resumable checkpoints kept."""
     log_steps: Natural = 50

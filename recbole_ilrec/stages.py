@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import get_local_time, init_seed, set_color
+from recbole.utils import init_seed, set_color
 
+from recbole_ilrec import processes
 from recbole_ilrec.checkpoint import STATE, checkpoints, fingerprint
 from recbole_ilrec.diagnosis import diagnose, log_findings
+from recbole_ilrec.interrupts import Interrupted
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.outcome import HOW_OFTEN_SAVED, outcome_settings
 from recbole_ilrec.preference_trainer import PreferenceTrainer
@@ -25,6 +27,7 @@ from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.rejected import KeptRows, chosen_rows, rejected_items
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
+from recbole_ilrec.run_folder import new_folder
 from recbole_ilrec.settings import Settings
 from recbole_ilrec.trainer import BEST, GenerativeTrainer
 from recbole_ilrec.weights import weights
@@ -53,7 +56,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first.
     """
     init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, data.train._dataset).to(config["device"])
+    with processes.first_alone():
+        model = config.model_class(config, data.train._dataset).to(config["device"])
     trained = sum(parameter.numel() for parameter in weights(model).values())
     logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
     log_findings(diagnose(config, data, model))
@@ -66,7 +70,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
     with spent_on("evaluation"):
         test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
-    if saved:
+    if saved and processes.is_first():
         trainer.save_ranks("test")
         with write_atomically(trainer.run_folder / RESULT) as stream:
             json.dump({"valid": best_result, "test": test_result, **machine()}, stream, indent=1)
@@ -84,12 +88,12 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
 
 
 def run_folder(config: Any) -> Path:
-    """The folder that is resumed, or a new ``<checkpoint_dir>/<Model>-<dataset>-<time>``."""
+    """The folder that is resumed, or a new one."""
     given = config["resume_from_checkpoint"]
     if given:
         folder = Path(given)
         return folder.parent if (folder / "trainer_state.json").is_file() else folder
-    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{get_local_time()}"
+    return Path(processes.agreed(str(new_folder(config))))
 
 
 def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) -> PreferenceTrainer:
@@ -163,9 +167,12 @@ def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
         the checkpoint of these weights.
     """
     folder, config = trainer.run_folder, trainer.config
-    if not (folder / MANIFEST).is_file():
+    if not processes.agreed((folder / MANIFEST).is_file()):
         logger.info("Stage %s; kept in %s", config["model"], folder)
-        score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
+        try:
+            score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
+        except Interrupted as stop:
+            raise Interrupted(stop.number, "saved; the same command goes on") from None
         about = {"stage": config["model"], "seed": config["seed"], "best_valid_score": score}
         _finish(folder, {**about, **trainer.progress.spent})
     else:
@@ -189,6 +196,8 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
 
 def _finish(folder: Path, content: dict[str, Any]) -> None:
     """Write the manifest that says a stage is done; what only served to go on with it is removed."""
+    if not processes.is_first():
+        return
     with write_atomically(folder / MANIFEST) as stream:
         json.dump({**content, **machine()}, stream, indent=1)
     for checkpoint in checkpoints(folder):
@@ -215,7 +224,7 @@ def _supervised_config(config: Any, **values: Any) -> Any:
 
 def _resumed(config: Any, folder: Path) -> Any:
     """The settings of a stage kept in ``folder``, which goes on from its newest checkpoint where there is one."""
-    resume = str(folder) if checkpoints(folder) else None
+    resume = str(folder) if processes.agreed(bool(checkpoints(folder))) else None
     return _stage_config(config, config.settings, resume_from_checkpoint=resume)
 
 

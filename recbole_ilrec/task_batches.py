@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from recbole_ilrec.alignment import Alignment
-from recbole_ilrec.loop import MicroBatches
+from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs, TrainRows

@@ -14,6 +14,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_ilrec import processes
 from recbole_ilrec.backbone.base import Backbone
 from recbole_ilrec.backbone.text_states import text_states
 from recbole_ilrec.checkpoint import STATE, load_state, save_state
@@ -82,11 +83,13 @@ class TitleRanker:
         """The ``count`` best identifiers of each user, ``[B, count]`` in the order of ``pairs``."""
         hybrid = self.settings.ranker == "hybrid"
         shared: dict[str, Any] = {"batch_size": batch_size, "device": self.backbone.device, "progress": progress}
+        shared["share"] = processes.rank(), processes.world()
         histories = pairs.histories(torch.arange(len(pairs)).numpy())
         closed = self._closed(pairs)
         if hybrid:
             decode = self.config.settings.decode
             beams = rank_users(self.backbone, self.encoder, histories, decode, seen=pairs.seen(), **shared)
+            beams = Ranking(leaf=processes.maximum(beams.leaf), score=processes.maximum(beams.score))
             items = self.embed(self.titles, cached=True)
             queries = items[beams.leaf[:, 0].clamp_min(0)]
         else:
@@ -94,7 +97,7 @@ class TitleRanker:
                 self.backbone, self.encoder, histories, self.settings, eos_id=self.eos_id, **shared
             )
             items = self.embed(self.titles, cached=True)
-            queries = self._embed_answers(answers)
+            queries = self._embed_answers(self._of_all_processes(answers))
         statistic = self._statistic(pairs) if self.settings.gamma else None
         wanted = count + (beams.leaf.shape[1] if hybrid else 0)
         near = nearest(queries, items, wanted, statistic=statistic, gamma=self.settings.gamma, closed=closed)
@@ -104,6 +107,13 @@ class TitleRanker:
         if not self.config.settings.decode.exclude_history:
             return None
         return closed_identifiers(self.encoder.catalog, banned_positions(self.encoder.catalog, pairs.seen()))
+
+    def _of_all_processes(self, answers: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Answers of all users where each process has generated those of some."""
+        table = torch.full((len(answers), self.settings.max_new_tokens + 1), -1)
+        for row, answer in enumerate(answers):
+            table[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+        return [row[row >= 0].tolist() for row in processes.maximum(table)]
 
     def _embed_answers(self, answers: Sequence[Sequence[int]]) -> Tensor:
         """``[B, H]``; an answer that several users get is embedded once."""
@@ -122,12 +132,12 @@ class TitleRanker:
         if not self._base:
             return text_states(self.backbone.decoder, self.backbone.tokenizer, texts, pooling="last", progress=label)
         folder = Path(self.config["cache_dir"]) / "titles" / self._key(texts)
-        if cached and (folder / STATE).is_file():
-            return load_state(folder, kind=KIND)["vectors"]
-        vectors = self._base_vectors(texts, label)
-        if cached:
-            save_state(folder, {"vectors": vectors}, kind=KIND)
-        return vectors
+        if not cached:
+            return self._base_vectors(texts, label)
+        with processes.first_alone():
+            if not (folder / STATE).is_file():
+                save_state(folder, {"vectors": self._base_vectors(texts, label)}, kind=KIND)
+        return load_state(folder, kind=KIND)["vectors"]
 
     def _base_vectors(self, texts: Sequence[str], label: str | None) -> Tensor:
         """With the weights from before training: the adapters are switched off, or that model is loaded for this."""

@@ -3,13 +3,12 @@
 The steps themselves are :mod:`recbole_ilrec.loop`; what a metric is, RecBole's evaluator decides.
 """
 
-import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,34 @@ import torch
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from recbole_ilrec.checkpoint import load_state, resumable, save_state
-from recbole_ilrec.epochs import Epochs, epoch_of
+from recbole_ilrec import processes
+from recbole_ilrec.checkpoint import checkpoints, load_resumable, load_state, save_state, set_aside_later
+from recbole_ilrec.decoding.memory import out_of_memory
+from recbole_ilrec.epochs import Epochs, Progress, epoch_of, evaluation_due
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.generative_metrics import GenerativeMetrics
+from recbole_ilrec.interrupts import Interrupted, StopSignals
 from recbole_ilrec.layer_losses import layer_losses
-from recbole_ilrec.loop import MicroBatches, StepTrainer, set_aside_later
+from recbole_ilrec.loop import StepTrainer
+from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
+from recbole_ilrec.run_folder import at_work, request
 from recbole_ilrec.task_batches import task_batches
+from recbole_ilrec.training_arguments import training_arguments
 from recbole_ilrec.weights import WeightAverage, load_weights, weights
 
 logger = logging.getLogger(__name__)
 
 BEST = "best"
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
-@dataclass
-class Progress:
-    """Early stopping as RecBole counts it, and what was ``spent`` until then; part of every checkpoint.
-
-    Attributes:
-        layer_losses: ``epoch`` (epochs done), ``step`` and ``losses`` (of each layer, lowest first) of each validation.
-    """
-
-    best_score: float
-    best_result: dict[str, float] | None = None
-    waited: int = 0
-    stopped: bool = False
-    spent: dict[str, float] = field(default_factory=dict)
-    layer_losses: list[dict[str, Any]] = field(default_factory=list)
 
 
 class GenerativeTrainer:
@@ -105,7 +94,7 @@ class GenerativeTrainer:
             if train.valid_users:
                 self.valid_pairs = self.valid_pairs.some(train.valid_users)
             logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
-        arguments = self._arguments()
+        arguments = training_arguments(self.config, self.run_folder)
         parts = train.gradient_accumulation * arguments.world_size
         batch, seed = self.config["train_batch_size"], self.config["seed"]
         plan = StepPlan(sizes, targets, batch, parts, seed, batches.sizes, batches.group)
@@ -118,14 +107,21 @@ class GenerativeTrainer:
             extra_state=lambda: asdict(self.progress) | {"spent": self._spent(loop)},
             kind=self.config["model"],
             keep=train.keep_checkpoints,
+            save=saved,
+            stop=StopSignals(),
             average=average,
             callbacks=self._reporting(),
         )
-        loop.add_callback(
-            Epochs(loop, self.config, validate=self.valid_pairs is not None, save=saved, show=show_progress)
-        )
+        loop.add_callback(Epochs(loop, self.config, validate=self.valid_pairs is not None, show=show_progress))
         self._watch = Stopwatch()
-        self._train(loop)
+        try:
+            with loop.stop:
+                self._train(loop, train.max_steps or plan.steps * self.config["epochs"])
+                if loop.stop.received is not None:
+                    raise Interrupted(loop.stop.received)
+        except Interrupted as stop:
+            raise Interrupted(stop.number, self._how_to_go_on()) from None
+        processes.wait()  # the others read what the first one writes
         self.progress.spent = self._spent(loop)
         note(epochs=self.progress.spent["epochs"] - self._before.get("epochs", 0))
         return self.progress.best_score, self.progress.best_result
@@ -174,63 +170,74 @@ class GenerativeTrainer:
         epochs = max(float(loop.state.epoch or 0.0), self._before.get("epochs", 0.0))
         return {**self._watch.read(self._before), "epochs": round(epochs, 3)}
 
-    def _train(self, loop: StepTrainer) -> None:
-        given = self.config["resume_from_checkpoint"]
-        resume = resumable(Path(given), kind=self.config["model"]) if given else None
-        if resume:
-            set_aside_later(resume)
-            self.progress = Progress(**load_state(resume, kind=self.config["model"])["extra"])
-            self._before = dict(self.progress.spent)
-            note_earlier(self._before)
-            logger.info("%s: %s", set_color("Resuming from", "blue"), resume)
+    def _train(self, loop: StepTrainer, last: int) -> None:
+        """All steps up to number ``last`` that are not done yet."""
+        checkpoint = self._resume(loop, last) if self.config["resume_from_checkpoint"] else None
         if self.progress.stopped:
             self.load_best()
             return
-        loop.train(resume_from_checkpoint=str(resume) if resume else None)
+        if loop.state.global_step < last:
+            with at_work(self.run_folder, self.config) if self.saved and processes.is_first() else nullcontext():
+                self._steps(loop, checkpoint)
         if loop.average and (self.valid_pairs is None or not self.saved):
             loop.average.swap()
+        if not processes.is_first():
+            return
         if not self.saved:
             with suppress(OSError):
                 self.run_folder.rmdir()  # the library makes it, even if nothing is to be written
         elif self.valid_pairs is None:
             self._save_best(self.progress.best_score)
 
+    @staticmethod
+    def _steps(loop: StepTrainer, checkpoint: str | None) -> None:
+        try:
+            loop.train(resume_from_checkpoint=checkpoint)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                "out of memory while training: raise --gradient_accumulation_steps, which cuts a step into so many "
+                f"parts with the same result, or lower --train_batch_size. The system says: {error}"
+            ) from None
+
+    def _resume(self, loop: StepTrainer, last: int) -> str:
+        """Go back to the newest checkpoint that can be read; an evaluation that was due then is made up for."""
+        kind = self.config["model"]
+        with processes.first_alone():
+            checkpoint, content = load_resumable(Path(self.config["resume_from_checkpoint"]), kind=kind)
+        loop.restore(checkpoint, content)
+        self.progress = Progress(**content["extra"])
+        self._before = dict(self.progress.spent)
+        note_earlier(self._before)
+        processes.wait()
+        if processes.is_first():
+            set_aside_later(checkpoint)
+        logger.info("%s: %s", set_color("Resuming from", "blue"), checkpoint)
+        step = loop.state.global_step
+        due = evaluation_due(self.config, step, loop.plan.steps, last)
+        if due and self.valid_pairs is not None and self.progress.evaluated < step:
+            loop.evaluate()
+        return str(checkpoint)
+
+    def _how_to_go_on(self) -> str:
+        if not checkpoints(self.run_folder):
+            return "no checkpoint was written yet"
+        return f"saved; go on with the same command and --resume_from_checkpoint={self.run_folder}"
+
     @property
     def _valid_metric(self) -> str:
         return self.config["valid_metric"].lower()
 
-    def _arguments(self) -> TrainingArguments:
-        train = self.config.settings.train
-        return TrainingArguments(
-            output_dir=str(self.run_folder),
-            num_train_epochs=self.config["epochs"],
-            max_steps=train.max_steps or -1,
-            learning_rate=self.config["learning_rate"],
-            weight_decay=self.config["weight_decay"],
-            adam_beta2=train.adam_beta2,
-            lr_scheduler_type=SCHEDULES[train.schedule],
-            warmup_steps=train.warmup_ratio,
-            max_grad_norm=train.max_grad_norm,
-            bf16=train.bf16,
-            gradient_accumulation_steps=train.gradient_accumulation,
-            seed=self.config["seed"],
-            use_cpu=self.config["device"].type == "cpu",
-            logging_steps=train.log_steps,
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,
-        )
-
     def _reporting(self) -> list[TrainerCallback]:
+        if not processes.is_first():
+            return []
         writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
         return [TensorBoardCallback(writer)]
 
     def _validate(self, loop: StepTrainer) -> dict[str, float]:
         start = time.time()
-        with spent_on("validation"):
+        with spent_on("validation"), loop.stop.at_once():
             result = self._score(self.valid_pairs)
         score = calculate_valid_score(result, self._valid_metric)
         progress = self.progress
@@ -250,9 +257,10 @@ class GenerativeTrainer:
             self._compare_layers(loop)
         if better:
             progress.best_result = dict(result)
-            if self.saved:
+            if self.saved and processes.is_first():
                 self.save_ranks("valid")
                 self._save_best(score)
+        progress.evaluated = loop.state.global_step
         if progress.stopped:
             loop.control.should_training_stop = True
             logger.info("Finished training, no better result in %d evaluations", progress.waited)
@@ -271,7 +279,7 @@ class GenerativeTrainer:
         content = {
             "model": weights(self.model),
             "settings": self.config.settings.model_dump(mode="json"),
-            "request": _request(self.config),
+            "request": request(self.config),
             "valid_score": score,
             "valid_result": self.progress.best_result,
         }
@@ -308,14 +316,3 @@ class GenerativeTrainer:
         self._users = pairs.user
         self.places, self.policies = self.metrics(ranking, pairs)
         return self.policies[self.config.settings.decode.collisions]
-
-
-def _request(config: Any) -> dict[str, Any]:
-    """The arguments that make this configuration again, from any folder, in plain values."""
-    data, cache = Path(config["data_path"]).resolve(), Path(config["cache_dir"]).resolve()
-    given = {**config.external_config_dict, "data_path": data.parent, "cache_dir": cache}
-    return {
-        "model": config.model,
-        "dataset": config.dataset,
-        "config_dict": json.loads(json.dumps(given, default=str)),
-    }

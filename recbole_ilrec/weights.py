@@ -1,6 +1,7 @@
 """The trained weights of a model as a whole: named, put back, averaged. Knows parameters; never what they compute."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -52,6 +53,15 @@ class WeightAverage:
         """Go on from a stored average; without one (the run had none before) from the weights as they are now."""
         for name, parameter in self.trained.items():
             self.mean[name] = (parameter if mean is None else mean[name]).detach().to(parameter.device, copy=True)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the average for its weights meanwhile."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
     @torch.no_grad()
     def swap(self) -> None:

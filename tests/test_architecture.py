@@ -37,18 +37,19 @@ MAY_IMPORT = {
 """Sub-package -> the other sub-packages it may import."""
 
 SEAMS = (
-    "errors", "registry", "schema", "settings", "compat", "device", "presets", "reference_pages", "recbole_values",
-    "lookup", "config", "outcome", "interaction_file", "dataset", "checkpoint", "collector", "rank_metrics",
-    "classical", "classical_run", "reward_model", "pretrained", "item_index", "title_ranker", "alignment", "model",
-    "rejected", "generative_metrics", "weights", "loop", "epochs", "task_batches", "layer_losses", "trainer",
-    "preference_trainer", "diagnosis", "stages", "certificate", "export", "quick_start", "experiments", "tables",
-    "figures", "result_file", "table_verb", "doctor", "compare", "cli", "__main__",
+    "errors", "registry", "schema", "settings", "compat", "device", "interrupts", "processes", "presets",
+    "reference_pages", "recbole_values", "lookup", "config", "outcome", "interaction_file", "dataset", "checkpoint",
+    "run_folder", "collector", "rank_metrics", "classical", "classical_run", "reward_model", "pretrained",
+    "item_index", "title_ranker", "alignment", "model", "rejected", "generative_metrics", "weights", "micro_batches",
+    "loop", "epochs", "task_batches", "layer_losses", "training_arguments", "trainer", "preference_trainer",
+    "diagnosis", "stages", "certificate", "export", "quick_start", "experiments", "tables", "figures", "result_file",
+    "table_verb", "doctor", "compare", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on
 
 LOADED_ON_DEMAND = frozenset(("transformers", "peft", "accelerate", "bitsandbytes", "gguf"))
-MAY_LOAD_THEM = frozenset(("loop", "epochs", "trainer"))
+MAY_LOAD_THEM = frozenset(("loop", "epochs", "training_arguments", "trainer"))
 """Modules that import them at the top and are themselves imported only when a language model is trained."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60

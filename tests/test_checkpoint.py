@@ -75,7 +75,7 @@ def test_an_older_checkpoint_is_replaced_and_leaves_nothing_behind(tmp_path):
     assert load_state(tmp_path)["x"] == 2 and len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("fault", ["save_file", "_write_json"])
+@pytest.mark.parametrize("fault", ["save_file", "write_atomically"])
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, fault):
     save_state(tmp_path, {"x": torch.tensor(1)}, kind="")
 

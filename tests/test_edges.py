@@ -13,6 +13,7 @@ from recbole_ilrec.dataset import Sequences, build_data
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import locate, unroll
+from recbole_ilrec.interrupts import StopSignals
 from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
@@ -225,8 +226,8 @@ def test_a_process_that_sees_several_gpus_uses_one(tmp_path):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     arguments._n_gpu = 2
     plan = StepPlan(np.ones(4), np.ones(4, dtype=int), 2, 1, 0)
-    kept = {"evaluate": lambda _loop: {}, "extra_state": dict, "kind": "M", "keep": 1}
-    loop = StepTrainer(torch.nn.Linear(1, 1), arguments, [], plan, **kept)
+    kept = {"evaluate": lambda _loop: {}, "extra_state": dict, "kind": "M", "keep": 1, "save": False}
+    loop = StepTrainer(torch.nn.Linear(1, 1), arguments, [], plan, stop=StopSignals(), **kept)
     assert loop.args.n_gpu == 1
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from recbole_ilrec.decoding.beam import Stepper, beam_search
 from recbole_ilrec.decoding.free import generate
+from recbole_ilrec.decoding.memory import each_batch
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.schema import Ranking
@@ -41,6 +42,7 @@ def rank_users(
     device: torch.device,
     progress: str | None = None,
     seen: Sequence[np.ndarray] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Ranking:
     """The best identifiers of every user.
 
@@ -53,9 +55,12 @@ def rank_users(
         device: where the model is.
         progress: label of a progress bar, none without.
         seen: item ids that ``exclude_history`` leaves out for each user; default: ``histories``.
+        share: ``(rank, world)`` decodes every world-th batch from number rank on; the batches are the same for any
+            share, and so are their numbers.
 
     Returns:
-        ``[users, W]`` on the CPU, in the order of ``histories``; every user is there.
+        ``[users, W]`` on the CPU, in the order of ``histories``; every user is there, those of other shares with -1
+        and -inf, so that the shares are joined by their maximum.
     """
     catalog, seen = encoder.catalog, histories if seen is None else seen
     trie = catalog.trie.to(device)
@@ -64,9 +69,9 @@ def rank_users(
     leaf = torch.full((len(histories), width), -1)
     score = torch.full((len(histories), width), -torch.inf)
     with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
-        for rows in _batches(order, [len(history) for history in histories], batch_size):
-            group = [histories[row] for row in rows]
-            ids, mask = encoder.prompts(group)
+
+        def decode(rows: np.ndarray) -> None:
+            ids, mask = encoder.prompts([histories[row] for row in rows])
             banned = None
             if settings.exclude_history:
                 banned = banned_positions(catalog, [seen[row] for row in rows]).to(device)
@@ -82,6 +87,9 @@ def rank_users(
             found = ranking.leaf.shape[1]
             leaf[rows, :found], score[rows, :found] = ranking.leaf.cpu(), ranking.score.cpu()
             bar.update(len(rows))
+
+        batches = _batches(order, [len(history) for history in histories], batch_size)
+        each_batch(batches[share[0] :: share[1]], decode)
     return Ranking(leaf=leaf, score=score)
 
 
@@ -95,12 +103,17 @@ def generate_users(
     batch_size: int,
     device: torch.device,
     progress: str | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> list[list[int]]:
-    """The freely generated answer of every user, as token ids in the order of ``histories``; see :func:`rank_users`."""
+    """The freely generated answer of every user, as token ids in the order of ``histories``; see :func:`rank_users`.
+
+    Users of other shares have an empty answer.
+    """
     lengths = [len(history) for history in histories]
     answers: list[list[int]] = [[] for _ in histories]
     with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
-        for rows in _batches(np.argsort([-length for length in lengths], kind="stable"), lengths, batch_size):
+
+        def decode(rows: np.ndarray) -> None:
             ids, mask = encoder.prompts([histories[row] for row in rows])
             found = generate(
                 stepper,
@@ -113,6 +126,9 @@ def generate_users(
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
             bar.update(len(rows))
+
+        batches = _batches(np.argsort([-length for length in lengths], kind="stable"), lengths, batch_size)
+        each_batch(batches[share[0] :: share[1]], decode)
     return answers
 
 

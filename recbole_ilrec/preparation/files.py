@@ -152,12 +152,39 @@ def recover(target: Path) -> None:
         logger.info("Removed %s, left by a run that was killed.", leftover)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """This process alone works in ``folder``, which is made when missing; where locks do not exist nothing is checked.
+
+    Raises:
+        UserError: another process works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _lock(folder, wait=False)
+    except BlockingIOError:
+        raise UserError(f"another process is at work in {folder}: wait until it ends, or stop it first.") from None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
     """Descriptor of ``folder``, locked for this process and those that it hands the descriptor to.
 
     Returns:
         ``None`` when another run holds it (never with ``wait``), or locks do not exist here.
     """
+    try:
+        return _lock(folder, wait=wait)
+    except BlockingIOError:
+        return None
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """As :func:`lock_folder`, but that another run holds it is a ``BlockingIOError``."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -168,7 +195,9 @@ def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor

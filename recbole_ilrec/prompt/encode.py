@@ -179,10 +179,6 @@ class PromptEncoder:
         """Token ids of an item as an answer, the end token included where there is one."""
         return self._answer[item]
 
-    def item(self, item: int) -> Array:
-        """Token ids of an item inside a prompt."""
-        return self._item[item]
-
     def path(self, item: int) -> Array:
         """Trie node before each token of :meth:`answer`."""
         return self._path[item]

@@ -1,0 +1,133 @@
+"""Several processes on one run give what one gives, and only the first one writes."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_ilrec.checkpoint import checkpoints, load_state
+from recbole_ilrec.device import choose_device
+from recbole_ilrec.errors import UserError
+from tests.children import begin, outcomes, several
+from tests.worlds import QUICK, ring_world, write_dataset
+
+PLAIN = {
+    **QUICK,
+    "backbone.dropout": 0.0,
+    "epochs": 1,
+    "eval_step": 1,
+    "train_batch_size": 40,
+    "eval_batch_size": 16,
+    "train.item_dropout": 0.2,
+    "train.log_steps": 1,
+    "save_steps": 4,
+    "train.keep_checkpoints": 99,
+}
+
+
+@pytest.fixture
+def ring(tmp_path):
+    """The ring world as a data set."""
+    write_dataset(tmp_path / "dataset", "ring", *ring_world())
+    return tmp_path
+
+
+def only_run(folder: Path, model: str = "ILRec") -> Path:
+    (found,) = folder.glob(f"{model}-*")
+    return found
+
+
+def weights(folder):
+    state = load_state(checkpoints(folder)[-1])
+    return {**state["model"], **{f"average.{k}": v for k, v in (state["average"] or {}).items()}}
+
+
+def losses(folder):
+    state = json.loads((checkpoints(folder)[-1] / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_two_processes_give_the_numbers_of_one_and_only_the_first_writes(ring):
+    (one,) = several(ring, 1, "ILRec", "ring", PLAIN)
+    (ring / "saved").rename(ring / "one")
+    shutil.rmtree(ring / "log")
+    shutil.rmtree(ring / "log_tensorboard")
+    first, second = several(ring, 2, "ILRec", "ring", PLAIN)
+    alone, shared = only_run(ring / "one"), only_run(ring / "saved")
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-4) and len(losses(alone)) == 10
+    wanted, got = weights(alone), weights(shared)
+    assert all(torch.allclose(got[name], wanted[name], atol=2e-4) for name in wanted)
+    for key in ("test_result", "best_valid_result", "best_valid_score", "policies"):
+        assert first[key] == second[key] == one[key]
+    assert first["record"] and second["record"] is None
+    assert len((ring / "saved/records.jsonl").read_text().splitlines()) == 1
+    assert len(list(ring.glob("log_tensorboard/**/events*"))) == 1 and len(list(ring.glob("log/**/*.log"))) == 1
+
+
+def test_evaluation_in_several_processes_is_bit_for_bit_that_of_one(ring):
+    results = [several(ring, world, "LCRec", "ring", {**PLAIN, "epochs": 0}) for world in (1, 3)]
+    assert results[1] == [{**results[0][0], "record": result["record"]} for result in results[1]]
+
+
+def test_two_processes_resume_exactly_what_two_began(ring):
+    drop = {**PLAIN, "backbone.dropout": 0.2, "max_steps": 6, "gradient_accumulation_steps": 2}
+    straight = several(ring, 2, "LCRec", "ring", drop)
+    folder = only_run(ring / "saved", "LCRec")
+    wanted, older = weights(folder), folder / "checkpoint-4"
+    again = several(ring, 2, "LCRec", "ring", {**drop, "resume_from_checkpoint": str(older)})
+    assert [result["test_result"] for result in again] == [result["test_result"] for result in straight]
+    got = weights(folder)
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert (folder / "superseded-checkpoint-6").is_dir()
+
+
+def test_a_signal_to_all_processes_saves_together(ring):
+    settings = {**PLAIN, "epochs": 400, "eval_step": 400, "stopping_step": 400}
+    children = begin(ring, 2, "LCRec", "ring", settings)
+    while not list(ring.glob("saved/*/checkpoint-*/trainer_state.json")):
+        assert all(child.is_alive() for child in children)
+        time.sleep(0.05)
+    for child in children:
+        child.terminate()
+    first, second = outcomes(ring, children)
+    assert "saved; go on with the same command" in first["stopped"] and "saved" in second["stopped"]
+    state = load_state(checkpoints(only_run(ring / "saved", "LCRec"))[-1])
+    assert len(state["random_of_processes"]) == 2
+
+
+def test_rejected_items_and_references_are_shared_out(ring):
+    settings = {**PLAIN, "max_steps": 2, "preference.source": "self_hard", "preference.examples": 40}
+    (one,) = several(ring, 1, "DPO", "ring", settings)
+    shutil.rmtree(ring / "saved")
+    for result in several(ring, 2, "DPO", "ring", settings):
+        assert result["test_result"] == pytest.approx(one["test_result"], abs=0.02)
+
+
+def test_freely_generated_titles_are_shared_out(ring):
+    settings = {**PLAIN, "epochs": 0, "bigrec.max_new_tokens": 8}
+    lines = ["item_id:token\ttitle:token_seq", *(f"i{n}\tTale {n * n}" for n in range(1, 25))]
+    (ring / "dataset/ring/ring.item").write_text("\n".join(lines) + "\n")
+    (one,) = several(ring, 1, "BIGRec", "ring", settings)
+    for result in several(ring, 2, "BIGRec", "ring", settings):
+        assert result["test_result"] == one["test_result"]
+
+
+def test_a_first_process_that_fails_does_not_leave_the_others_waiting(ring):
+    first, second = several(ring, 2, "ILRec", "ring", {**PLAIN, "k": 4})
+    assert "k=4" in first["error"]
+    assert second["error"].startswith("the first of 2 processes failed: k=4")
+
+
+def test_classical_models_and_a_named_gpu_are_refused_under_torchrun(ring, monkeypatch):
+    for result in several(ring, 2, "SASRec", "ring", QUICK):
+        assert "start it without torchrun" in result["error"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="takes a GPU of its own"):
+        choose_device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("cuda") == torch.device("cuda", 1)
