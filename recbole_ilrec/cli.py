@@ -80,7 +80,6 @@ _AS_TYPED = frozenset((
     "out", "models", "columns", "seeds", "json",
 ))
 # fmt: on
-GO_ON = "go on with the same command and --resume_from_checkpoint=auto"
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 _SWITCHES = frozenset(("help", "debug", "print_config", "quick", "dry_run", "paper"))
 
@@ -145,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), debug)
     except KeyboardInterrupt as stop:
-        how = str(stop) or f"what was finished is kept; {GO_ON}"
+        again = " with --resume_from_checkpoint=auto" if argv[:1] == ["run"] else ""
+        how = str(stop) or f"what was finished is kept; give the same command again{again}"
         sys.stderr.write(f"\ninterrupted: {how}\n")
         return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
     except OSError as error:

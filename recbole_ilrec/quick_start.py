@@ -209,6 +209,8 @@ def start_logging(config: Config) -> None:
     try:
         if processes.is_first():
             init_logger(config)
+        else:
+            root.addHandler(logging.NullHandler())  # else Python would print every warning once more
         _handlers[:] = root.handlers
     finally:
         root.handlers[:] = [*others, *root.handlers]
