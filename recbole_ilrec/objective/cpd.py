@@ -80,7 +80,7 @@ def _entropy_terms(p: Tensor, q: Tensor) -> Tensor:
 
 
 def layer_distillation(
-    students: Sequence[Tensor],
+    students: Sequence[Tensor] | Tensor,
     teacher: Distribution,
     *,
     direction: str = "student_teacher",
