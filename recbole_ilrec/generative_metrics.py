@@ -46,7 +46,7 @@ class GenerativeMetrics:
         if self.config.settings.decode.exclude_history:
             banned = banned_positions(self.catalog, pairs.seen())
         places = locate(ranking, self.catalog, torch.from_numpy(pairs.target), banned)
-        self.quality = list_quality(ranking)
+        self.quality = list_quality(ranking, max(self.config["topk"]))
         shared: dict[str, float] = {}
         if self._lists.metrics:
             items = unroll(ranking, self.catalog, max(self.config["topk"]), banned)

@@ -110,6 +110,7 @@ class GenerativeRecommender(SequentialRecommender):
         self._load_reward_model = partial(load_reward_model, config, dataset)
         self._reward_model: RewardModel | None = None
         self.list_length = settings.decode.num_beams
+        self.exact_places = max(config["topk"]) if settings.decode.exact else 0
         self.title_ranker: TitleRanker | None = None
         if isinstance(items, TitleIdentifiers) and not settings.generates_lists:
             self.title_ranker = TitleRanker(
@@ -231,9 +232,11 @@ class GenerativeRecommender(SequentialRecommender):
             device=self.backbone.device,
             progress=progress,
             seen=pairs.seen(),
+            exact_places=self.exact_places,
             share=(processes.rank(), processes.world()),
         )
-        return Ranking(leaf=processes.maximum(own.leaf), score=processes.maximum(own.score))
+        assert own.bound is not None
+        return Ranking(*map(processes.maximum, (own.leaf, own.score, own.bound)))
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

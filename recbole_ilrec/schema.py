@@ -162,7 +162,16 @@ class Ranking:
     Attributes:
         leaf: ``[B, W]`` int64, identifiers (numbers of distinct complete token sequences) best first; -1 = none.
         score: ``[B, W]`` float32, log-probability of the whole identifier; -inf where there is none.
+        bound: ``[B]`` float32, which no identifier that the search dropped can score above; -inf where it dropped none.
+            ``None`` where it is not known.
     """
 
     leaf: Tensor
     score: Tensor
+    bound: Tensor | None = None
+
+    def certified(self, places: int) -> Tensor:
+        """``[B]`` bool: the first ``places`` are proven to be the most probable identifiers of all."""
+        if self.bound is None:
+            return torch.zeros(len(self.score), dtype=torch.bool, device=self.score.device)
+        return self.score[:, min(places, self.score.shape[1]) - 1] >= self.bound

@@ -371,6 +371,8 @@ class DecodeSettings(Section):
     """Score a token among the legal ones only instead of over the whole vocabulary."""
     exclude_history: bool = False
     """Leave items of the history out of the result."""
+    exact: bool = False
+    """Search again with more beams for users whose first ``max(topk)`` places are not proven to be the best of all."""
     collisions: Literal["expected", "strict", "optimistic"] = "expected"
     """Rank of an item that shares its identifier: average over the group, by item order, or best."""
 

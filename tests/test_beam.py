@@ -42,10 +42,16 @@ def exhaustive(backbone, encoder, history, renormalise=False):
     return scores
 
 
-def rank(world, histories, **settings):
+def rank(world, histories, exact_places=0, **settings):
     backbone, _, encoder, _ = world
     return rank_users(
-        backbone, encoder, histories, DecodeSettings(**settings), batch_size=3, device=torch.device("cpu")
+        backbone,
+        encoder,
+        histories,
+        DecodeSettings(**settings),
+        batch_size=3,
+        device=torch.device("cpu"),
+        exact_places=exact_places,
     )
 
 
@@ -106,3 +112,36 @@ def test_a_closed_trie_gives_no_beam_at_all():
     banned = banned_positions(catalog, [np.array([1, 2])])
     ranking = beam_search(backbone, catalog.trie, ids, mask, num_beams=2, banned=banned)
     assert (ranking.leaf == -1).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"renormalise": True}, {"exclude_history": True}], ids=str)
+def test_what_a_search_left_out_scores_no_better_than_its_bound(world, settings):
+    histories = world[3]
+    whole = rank(world, histories, num_beams=ITEMS, **settings)
+    assert (whole.bound == -torch.inf).all() and whole.certified(ITEMS).all()
+    for beams in (1, 3, 8):
+        ranking = rank(world, histories, num_beams=beams, **settings)
+        for row in range(len(histories)):
+            kept = set(ranking.leaf[row].tolist())
+            others = [s for n, s in zip(whole.leaf[row].tolist(), whole.score[row].tolist(), strict=True)
+                      if n not in kept and n >= 0]  # fmt: skip
+            assert max(others) <= ranking.bound[row] + 2e-5
+            for places in (1, 2, 3):
+                if places <= beams and ranking.certified(places)[row]:
+                    assert ranking.leaf[row, :places].tolist() == whole.leaf[row, :places].tolist()
+
+
+def test_a_proof_is_found_often_and_not_always(world):
+    share = [rank(world, world[3], num_beams=beams).certified(2).double().mean().item() for beams in (2, 12, ITEMS)]
+    assert share[0] < 1 and share[-1] == 1 and share == sorted(share)
+
+
+@pytest.mark.parametrize("settings", [{}, {"exclude_history": True}], ids=str)
+def test_exact_search_finds_the_first_places_of_exhaustive_scoring(world, settings):
+    histories = world[3]
+    whole = rank(world, histories, num_beams=ITEMS, **settings)
+    narrow = rank(world, histories, num_beams=3, **settings)
+    exact = rank(world, histories, exact_places=3, num_beams=3, **settings)
+    assert not narrow.certified(3).all() and exact.certified(3).all()
+    assert exact.leaf.tolist() == whole.leaf[:, :3].tolist()
+    np.testing.assert_allclose(exact.score, whole.score[:, :3], atol=2e-5)

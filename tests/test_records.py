@@ -139,5 +139,5 @@ def test_a_user_who_was_left_out_is_an_error_and_not_a_number(ring, monkeypatch)
 
 def test_beams_that_are_no_items_or_twice_the_same_are_counted():
     leaf = torch.tensor([[3, 1, 2, 0], [2, 2, 5, -1]])
-    quality = list_quality(Ranking(leaf=leaf, score=torch.zeros(2, 4)))
+    quality = list_quality(Ranking(leaf=leaf, score=torch.zeros(2, 4)), 3)
     assert (quality.length, quality.valid, quality.distinct) == (4, 7 / 8, 6 / 8)

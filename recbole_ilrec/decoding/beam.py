@@ -55,6 +55,9 @@ def beam_search(
     a complete one keeps its place among longer ones by its score. With ``renormalise`` the rest of the only identifier
     below a prefix has probability 1, so the search goes to its end at once; titles need few steps that way.
 
+    A score only falls as an identifier grows, so none can end above the best prefix that was ever dropped: the
+    ranking's ``bound``.
+
     Args:
         stepper: the language model.
         trie: all identifiers, on the device of the prompts.
@@ -78,15 +81,17 @@ def beam_search(
         visible=torch.zeros(batch, 1, 0, dtype=torch.bool, device=device),
     )
     depth = 0
+    bound = torch.full((batch,), -torch.inf, device=device)
     shortcut = trie.only_leaf() if renormalise else None
     while True:
-        node, score, parent, token = _expand(stepper, trie, beams, num_beams, renormalise, banned)
+        node, score, parent, token, dropped = _expand(stepper, trie, beams, num_beams, renormalise, banned)
+        bound = torch.maximum(bound, dropped)
         if shortcut is not None:
             node = torch.where(node >= 0, shortcut[node.clamp_min(0)], -1)
         open_beams = (node >= 0) & (trie.leaf[node.clamp_min(0)] < 0)
         if not bool(open_beams.any()):
             leaf = torch.where(node >= 0, trie.leaf[node.clamp_min(0)].long(), -1)
-            return Ranking(leaf=leaf, score=score)
+            return Ranking(leaf=leaf, score=score, bound=bound)
         # Complete beams are carried along with a dummy token: they are few, and the batch stays rectangular.
         width = node.shape[1]
         itself = torch.eye(width, dtype=torch.bool, device=device).expand(batch, width, width)
@@ -99,8 +104,9 @@ def beam_search(
 
 def _expand(
     stepper: Stepper, trie: Trie, beams: _Beams, num_beams: int, renormalise: bool, banned: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best W among all children of open beams and all complete beams: node, score, parent beam, token."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The best W among all children of open beams and all complete beams: node, score, parent beam, token; and the
+    score ``[B]`` of the best that is left out."""
     batch, width = beams.node.shape
     first, count = trie.fan_out(beams.node)
     fan = max(int(count.max()), 1)
@@ -118,13 +124,15 @@ def _expand(
     complete = (beams.node >= 0) & (trie.leaf[beams.node.clamp_min(0)] >= 0)
     kept_score = beams.score.masked_fill(~complete, -torch.inf)
     candidates = torch.cat([child_score.flatten(1), kept_score], dim=1)
-    score, index = candidates.topk(min(num_beams, candidates.shape[1]), dim=1)
+    score, index = candidates.topk(min(num_beams + 1, candidates.shape[1]), dim=1)
+    dropped = score[:, -1] if score.shape[1] > num_beams else torch.full_like(score[:, 0], -torch.inf)
+    score, index = score[:, :num_beams], index[:, :num_beams]
     is_child = index < width * fan
     parent = torch.where(is_child, index // fan, index - width * fan)
     child_index = index.clamp_max(width * fan - 1)
     node = torch.where(is_child, edge.flatten(1).gather(1, child_index) + 1, beams.node.gather(1, parent))
     node = torch.where(score > -torch.inf, node, -1)
-    return node, score, parent, token.flatten(1).gather(1, child_index)
+    return node, score, parent, token.flatten(1).gather(1, child_index), dropped
 
 
 def _still_open(trie: Trie, node: Tensor, banned: Tensor) -> Tensor:

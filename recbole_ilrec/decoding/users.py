@@ -42,9 +42,13 @@ def rank_users(
     device: torch.device,
     progress: str | None = None,
     seen: Sequence[np.ndarray] | None = None,
+    exact_places: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> Ranking:
     """The best identifiers of every user.
+
+    Where the first ``exact_places`` of a user are not proven to be the best of all, the search is done again with four
+    times the beams until they are; as many beams as identifiers prove everything.
 
     Args:
         stepper: the language model, in evaluation mode.
@@ -55,6 +59,7 @@ def rank_users(
         device: where the model is.
         progress: label of a progress bar, none without.
         seen: item ids that ``exclude_history`` leaves out for each user; default: ``histories``.
+        exact_places: see above; 0 searches once.
         share: ``(rank, world)`` decodes every world-th batch from number rank on; the batches are the same for any
             share, and so are their numbers.
 
@@ -68,29 +73,41 @@ def rank_users(
     width = min(settings.num_beams, catalog.num_leaves)
     leaf = torch.full((len(histories), width), -1)
     score = torch.full((len(histories), width), -torch.inf)
+    bound = torch.full((len(histories),), -torch.inf)
+
+    def search(rows: np.ndarray, beams: int) -> np.ndarray:
+        """Fill in the lists of some users; the users whose first places are not proven."""
+        ids, mask = encoder.prompts([histories[row] for row in rows])
+        banned = None
+        if settings.exclude_history:
+            banned = banned_positions(catalog, [seen[row] for row in rows]).to(device)
+        ranking = beam_search(
+            stepper,
+            trie,
+            ids.to(device),
+            mask.to(device),
+            num_beams=beams,
+            renormalise=settings.renormalise,
+            banned=banned,
+        )
+        found = min(ranking.leaf.shape[1], width)
+        leaf[rows, :found], score[rows, :found] = ranking.leaf[:, :found].cpu(), ranking.score[:, :found].cpu()
+        bound[rows] = ranking.bound.cpu()
+        return rows[~ranking.certified(exact_places).cpu().numpy()] if exact_places else rows[:0]
+
     with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
 
         def decode(rows: np.ndarray) -> None:
-            ids, mask = encoder.prompts([histories[row] for row in rows])
-            banned = None
-            if settings.exclude_history:
-                banned = banned_positions(catalog, [seen[row] for row in rows]).to(device)
-            ranking = beam_search(
-                stepper,
-                trie,
-                ids.to(device),
-                mask.to(device),
-                num_beams=width,
-                renormalise=settings.renormalise,
-                banned=banned,
-            )
-            found = ranking.leaf.shape[1]
-            leaf[rows, :found], score[rows, :found] = ranking.leaf.cpu(), ranking.score.cpu()
+            beams, left = width, search(rows, width)
+            while len(left) and beams < catalog.num_leaves:
+                beams = min(4 * beams, catalog.num_leaves)
+                parts = np.array_split(left, -(-len(left) * beams // (batch_size * width)))
+                left = np.concatenate([search(part, beams) for part in parts if len(part)])
             bar.update(len(rows))
 
         batches = _batches(order, [len(history) for history in histories], batch_size)
         each_batch(batches[share[0] :: share[1]], decode)
-    return Ranking(leaf=leaf, score=score)
+    return Ranking(leaf=leaf, score=score, bound=bound)
 
 
 def generate_users(

@@ -127,20 +127,24 @@ class ListQuality:
         length: places of a list.
         valid: share of all places that hold an identifier of an item.
         distinct: share of all places that hold one which the list does not hold before.
+        exact: share of users whose first places (as many as the metrics look at) are proven to be those of a search
+            through all identifiers; ``None`` where that is not known.
     """
 
     length: int
     valid: float
     distinct: float
+    exact: float | None
 
 
-def list_quality(ranking: Ranking) -> ListQuality:
+def list_quality(ranking: Ranking, places: int) -> ListQuality:
     """See :class:`ListQuality`; a trie search that is full has 1.0 for both shares."""
     leaf = ranking.leaf.sort(1).values
     new = leaf >= 0
     valid = new.double().mean()
     new[:, 1:] &= leaf[:, 1:] != leaf[:, :-1]
-    return ListQuality(leaf.shape[1], float(valid), float(new.double().mean()))
+    exact = None if ranking.bound is None else round(float(ranking.certified(places).double().mean()), 6)
+    return ListQuality(leaf.shape[1], float(valid), float(new.double().mean()), exact)
 
 
 def hit_and_ndcg(places: TargetPlaces, k: int, policy: str) -> tuple[Tensor, Tensor]:
