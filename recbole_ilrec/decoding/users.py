@@ -92,6 +92,7 @@ def rank_users(
         )
         found = min(ranking.leaf.shape[1], width)
         leaf[rows, :found], score[rows, :found] = ranking.leaf[:, :found].cpu(), ranking.score[:, :found].cpu()
+        assert ranking.bound is not None
         bound[rows] = ranking.bound.cpu()
         return rows[~ranking.certified(exact_places).cpu().numpy()] if exact_places else rows[:0]
 
