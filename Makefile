@@ -1,4 +1,4 @@
-.PHONY: install test lint types docs ci clean
+.PHONY: install test lint types docs bench ci clean
 
 install:
 	pip install -c constraints.txt -e ".[test]"
@@ -17,6 +17,10 @@ types:
 # The generated pages: docs/settings.md and docs/choices.md
 docs:
 	python -m recbole_ilrec.reference_pages docs
+
+# CPU time and memory of training steps, search and trie; BENCH=--quick for the small sizes only
+bench:
+	python -m benchmarks $(BENCH)
 
 ci:
 	bash .ci/run

@@ -1,0 +1,89 @@
+"""``python -m benchmarks [--quick]``: a JSON line for each measurement and the table ``benchmarks/RESULTS.md``.
+
+CPU time on one thread throughout, so a busy machine moves the numbers little; ratios are of alternating runs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import search, steps
+from benchmarks.measure import child_seconds, in_child
+from recbole_ilrec.report.record import machine
+
+HERE = Path(__file__).parent
+KINDS = ("prefix", "sequence")
+
+
+def measurements(quick: bool) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
+    """Name, parameters and numbers of each."""
+    rounds = 3 if quick else 7
+    for vocab in list(steps.CASES)[: 1 if quick else None]:
+        for kind in KINDS:
+            for share in (0.25, 1.0):
+                what = {"vocabulary": vocab, "rows": kind, "cpd_share": share}
+                yield "step", what, steps.ratios(vocab, kind, share, rounds)
+            peaks = {name: int(in_child("--memory", str(vocab), kind, name)) for name in ("sft", "ilrec")}
+            numbers = {"memory ratio": peaks["ilrec"] / peaks["sft"], "sft peak GB": peaks["sft"] / 1e9}
+            yield "memory", {"vocabulary": vocab, "rows": kind, "cpd_share": 1.0}, numbers
+    for items in (10**4, 10**5, 10**6) + (() if quick else (10**7,)):
+        yield "trie", {"items": items}, json.loads(in_child("--trie", str(items)))
+    yield "Eq. 10", {"items": 10**5 if quick else 10**6}, search.rewards(10**5 if quick else 10**6)
+    yield "search", {"users": 16, "items": 5000, "beams": 20}, search.beams(16, 5000, 20, rounds)
+    yield "start", {"what": "import recbole_ilrec"}, {"s": child_seconds("-c", "import recbole_ilrec")}
+    yield "start", {"what": "--help"}, {"s": child_seconds("-m", "recbole_ilrec", "--help")}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    first = lines[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    text = ["# Benchmarks", "", f"`{first['command']}` at commit {first['commit']}, finished {lines[-1]['finished']}."]
+    text += ["", f"{first['processor']}, {first['device']}; Python {first['python']}, {versions}."]
+    text += ["", "| what | of | result |", "|---|---|---|"]
+    for line in lines:
+        what, numbers = (", ".join(f"{k} {_short(v)}" for k, v in line[key].items()) for key in ("of", "numbers"))
+        text.append(f"| {line['name']} | {what} | {numbers} |")
+    return "\n".join(text) + "\n"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes only, a minute or two")
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--trie", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.jsonl and RESULTS.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory:
+        vocab, kind, name = options.memory
+        _say(steps.memory(int(vocab), kind, name, 1.0))
+        return
+    if options.trie:
+        _say(search.trie(options.trie))
+        return
+    lines: list[dict[str, Any]] = []
+    for name, of, numbers in measurements(options.quick):
+        lines.append({"name": name, "of": of, "numbers": numbers, "device": "cpu, one thread", **machine()})
+        _say(lines[-1])
+        (options.output / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (options.output / "RESULTS.md").write_text(table(lines))
+
+
+def _say(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The trie, Eq. 10 and constrained search at growing catalogues."""
+
+import numpy as np
+import torch
+
+from benchmarks.measure import once, paired, peak_bytes
+from recbole_ilrec.backbone import build_backbone
+from recbole_ilrec.decoding.beam import beam_search
+from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.identifiers.trie import build_trie
+from recbole_ilrec.reward.token_reward import token_rewards
+from recbole_ilrec.settings import BackboneSettings
+
+LEVELS, CODES = 4, 256
+
+
+def identifiers(items: int) -> np.ndarray:
+    """``[items, 4]`` random codes, a level's own numbers each; a few items share all of them."""
+    chance = np.random.default_rng(0)
+    return chance.integers(CODES, size=(items, LEVELS), dtype=np.int32) + CODES * np.arange(LEVELS, dtype=np.int32)
+
+
+def trie(items: int) -> dict[str, float]:
+    """Time and peak memory of building the trie, and time of a step down for 50 beams of 256 users."""
+    rows = identifiers(items)
+    built = []
+    seconds = once(lambda: built.append(build_trie(rows)[0]))
+    peak, tree = peak_bytes(), built[0]
+    nodes = torch.randint(1, CODES, (256, 50))
+    down = paired({"children": lambda: tree.edges(nodes.flatten())})["children"]["seconds"]
+    return {
+        "build s": seconds,
+        "peak GB": peak / 1e9,
+        "nodes": tree.num_nodes,
+        "children of 12,800 beams ms": 1e3 * down,
+    }
+
+
+def rewards(items: int) -> dict[str, float]:
+    """Eq. 10 at all nodes of the paths of 8 targets."""
+    catalog = Catalog([tuple(row) for row in np.unique(identifiers(items), axis=0).tolist()], None)
+    scores = torch.rand(8, catalog.num_items, dtype=torch.float64)
+    scores /= scores.sum(1, keepdim=True)
+    path = catalog.path[torch.randint(1, catalog.num_items, (8,))]
+    example = torch.arange(8)[:, None].expand_as(path)
+    spent = paired({"rewards": lambda: token_rewards(scores, catalog, example[path >= 0], path[path >= 0])}, 3)
+    return {"ms a target": 1e3 * spent["rewards"]["seconds"] / 8}
+
+
+def beams(users: int, items: int, width: int, rounds: int) -> dict[str, float]:
+    """Our search beside the library's, on the same weights; both must find the same identifiers."""
+    names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(32)]
+    backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
+    first = backbone.tokenizer.convert_tokens_to_ids(names[0])
+    chance = np.random.default_rng(0)
+    codes = np.unique(chance.integers(32, size=(items, LEVELS)), axis=0) + 32 * np.arange(LEVELS) + first
+    catalog = Catalog([tuple(row) for row in codes.tolist()], None)
+    prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, 60)))
+    mask, found = torch.ones_like(prompts, dtype=torch.bool), {}
+
+    def allowed(_batch: int, ids: torch.Tensor) -> list[int]:
+        node = torch.zeros(1, dtype=torch.long)
+        for token in ids[prompts.shape[1] :]:
+            node = catalog.trie.step(node, token[None])
+        start, count = catalog.trie.fan_out(node)
+        return catalog.trie.token[int(start) : int(start + count)].tolist()
+
+    def ours() -> None:
+        ranking = beam_search(backbone, catalog.trie, prompts, mask, num_beams=width)
+        found["ours"] = catalog.tokens[catalog.item_order[catalog.leaf_start[ranking.leaf]]]
+
+    def theirs() -> None:
+        out = backbone.model.generate(
+            prompts,
+            attention_mask=mask.long(),
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=LEVELS,
+            do_sample=False,
+            eos_token_id=None,
+            prefix_allowed_tokens_fn=allowed,
+        )
+        found["theirs"] = out[:, prompts.shape[1] :].view(users, width, LEVELS)
+
+    spent = paired({"ours": ours, "theirs": theirs}, rounds)
+    # The library renormalises after its mask, so probabilities, not the order among near ties, may differ.
+    same = np.mean([len({*map(tuple, a.tolist())} & {*map(tuple, b.tolist())}) / width
+                    for a, b in zip(found["ours"], found["theirs"], strict=True)])  # fmt: skip
+    return {
+        "users/s": users / spent["ours"]["seconds"],
+        "generate users/s": users / spent["theirs"]["seconds"],
+        "times faster": spent["theirs"]["ratio"],
+        "same beams": float(same),
+    }

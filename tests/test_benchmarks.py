@@ -1,0 +1,30 @@
+"""The benchmarks run and compare like with like; their numbers are not tested here."""
+
+from benchmarks import search, steps
+from benchmarks.__main__ import table
+from benchmarks.measure import paired
+
+
+def test_steps_of_both_kinds_of_rows_are_timed(monkeypatch):
+    case = steps.Case(vocab=50, hidden=16, layers=4, rows=2, length=9)
+    monkeypatch.setattr(steps, "CASES", {50: case})
+    assert (case.batch("prefix").count, case.batch("sequence").count) == (8, 18)
+    for kind in ("prefix", "sequence"):
+        assert all(value > 0 for value in steps.ratios(50, kind, 0.5, rounds=1).values())
+
+
+def test_our_search_finds_the_beams_of_the_library():
+    assert search.beams(users=2, items=40, width=4, rounds=1)["same beams"] >= 0.75
+
+
+def test_trie_and_rewards_are_timed_and_shown():
+    numbers = search.trie(300)
+    assert numbers["nodes"] > 300
+    assert search.rewards(300)["ms a target"] > 0
+    facts = {"versions": {"torch": "2"}, "command": "c", "commit": "1", "processor": "p", "device": "cpu"}
+    line = {"name": "trie", "of": {"items": 300}, "numbers": numbers, "python": "3", "finished": "now", **facts}
+    assert "| trie | items 300 | build s" in table([line])
+
+
+def test_the_first_of_a_pair_is_what_the_others_are_measured_by():
+    assert paired({"a": lambda: sum(range(20_000)), "b": lambda: None}, rounds=3)["a"]["ratio"] == 1
