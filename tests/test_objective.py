@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.objective import OBJECTIVES, Needs, build_objective
+from recbole_ilrec.objective import OBJECTIVES, Needs, blocks, build_objective
 from recbole_ilrec.schema import LegalTokens, LossTerms
 from recbole_ilrec.settings import ILRecSettings
 from tests import reference
@@ -142,6 +142,18 @@ def test_bfloat16_states_stay_close_to_float32():
     for a, b in zip(half.gradients(losses[0].total), full.gradients(losses[1].total), strict=True):
         assert a.dtype == torch.bfloat16
         assert (a.float() - b).norm() <= 0.05 * b.norm()
+
+
+def test_autocast_reaches_every_gradient(monkeypatch):
+    """Autocast keeps one copy of the head for products with and without gradient; several chunks share it."""
+    monkeypatch.setattr(blocks, "BLOCK", {"cpu": 31 * 8})
+    monkeypatch.setattr(blocks, "CHUNK_ROWS", 8)
+    step, full = (random_step(40, 31, seed=1, dtype=torch.float32) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = step.run(**{**STRONG, "alpha": 0.0}).total
+    exact = full.run(**{**STRONG, "alpha": 0.0}).total
+    for a, b in zip(step.gradients(loss), full.gradients(exact), strict=True):
+        assert (a - b).norm() <= 0.05 * b.norm()
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
