@@ -1,8 +1,9 @@
 """Runs of a plan: found among the records, estimated from like ones, or made by the ordinary command line.
 
 A planned run has its own folder ``<checkpoint_dir>/planned/<key>``, named by all that decides its outcome. Whoever
-plans the same run again finds its record there, or its checkpoints to go on from. The folder is locked while its run
-lives, so two plans never make one run twice.
+plans the same run again finds its record there, or its checkpoints to go on from. A folder is locked while a run lives
+(its own, or that of all language models on the same data and seed, which share caches), so two plans never make one
+run twice.
 """
 
 import json
@@ -142,8 +143,7 @@ class Experiments:
         """
         lanes: dict[object, list[PlannedRun]] = {}
         for run in dict.fromkeys(runs):
-            lane: object = (run.dataset, run.settings.get("seed")) if run.model in MODELS else run
-            lanes.setdefault(lane, []).append(run)
+            lanes.setdefault(self._turn(run) or run, []).append(run)
         with ThreadPoolExecutor(jobs) as pool:
             waiting = {pool.submit(self._make_one, queue.pop(0)): queue for queue in lanes.values()}
             try:
@@ -159,6 +159,12 @@ class Experiments:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def _turn(self, run: PlannedRun) -> Path | None:
+        """The folder that says whose turn it is among the language models of a dataset and seed; none for others."""
+        if run.model not in MODELS:
+            return None
+        return self.root / PLANNED / f"turn-{run.dataset}-{run.settings.get('seed')}"
+
     def _make_one(self, run: PlannedRun) -> tuple[PlannedRun, Outcome]:
         try:
             folder = self.folder(run)
@@ -167,7 +173,7 @@ class Experiments:
         except UserError as error:
             return run, Outcome(error=str(error))
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as descriptor:
+        with _locked(self._turn(run) or folder) as descriptor:
             key = folder.name
             record = self.finished().get(key)  # made by another plan while this one waited
             if record is not None:
@@ -222,9 +228,10 @@ def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[An
 @contextmanager
 def _locked(folder: Path) -> Iterator[int | None]:
     """Wait until no other run has the folder; the descriptor hands the lock on to a process that outlives this one."""
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = lock_folder(folder)
     if descriptor is None:
-        logger.info("Waiting for a run that another plan makes in %s", folder)
+        logger.info("Waiting for a run that another plan makes (%s)", folder)
         descriptor = lock_folder(folder, wait=True)
     try:
         yield descriptor

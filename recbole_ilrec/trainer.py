@@ -33,6 +33,7 @@ from recbole_ilrec.layer_losses import layer_losses
 from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.outcome import about_ranks
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
@@ -289,8 +290,8 @@ class GenerativeTrainer:
     def save_ranks(self, split: str) -> None:
         """Keep where the true items stood in the last evaluation."""
         assert self.places is not None
-        about = {"model": self.config["model"], "dataset": self.config["dataset"], "split": split}
-        write_ranks(ranks_file(self.run_folder, split), torch.from_numpy(self._users), self.places, about)
+        file, about = ranks_file(self.run_folder, split), about_ranks(self.config, split)
+        write_ranks(file, torch.from_numpy(self._users), self.places, about)
 
     def load_best(self, folder: Path | None = None) -> None:
         """Put the best weights of a run back into the model."""

@@ -45,7 +45,8 @@ def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, setting
     record = record_of(run_recbole_ilrec(model, "ring", config_dict=settings))
     folder, about = ring / record["result"]["folder"], record["evaluation"]
     for split in ("valid", "test"):
-        user, places, _ = read_ranks(ranks_file(folder, split))
+        user, places, kept = read_ranks(ranks_file(folder, split))
+        assert kept["split"] == split and kept["data"] == about["data"]
         assert about[split]["rows_evaluated"] == about[split]["rows_in_split"] == len(user) == len(user.unique()) == 60
         for policy, values in about[split]["policies"].items():
             hit, ndcg = hit_and_ndcg(places, 10, policy)
