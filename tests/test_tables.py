@@ -233,6 +233,32 @@ def test_a_run_that_was_not_planned_is_found_by_its_content(ring, monkeypatch):
     assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--seeds=5", "--epochs=1"]) == 0
 
 
+OWN = """
+title: Two step sizes
+datasets: [ring]
+seeds: [1]
+metrics: [hit@5, time]
+settings: {epochs: 1, hidden_size: 16, inner_size: 16}
+blocks:
+  - rows:
+      small: {model: SASRec, learning_rate: 1e-4}
+      large: {model: SASRec, learning_rate: 1e-2}
+figure: {kind: bars, x: ""}
+"""
+
+
+def test_a_plan_of_ones_own_is_a_table_and_a_figure_of_the_same_runs(ring, monkeypatch, capsys):
+    (ring / "mine.yaml").write_text(OWN)
+    calls = []
+    monkeypatch.setattr(experiments, "_process", in_process(calls))
+    assert cli.main(["figure", "mine.yaml", "--device=cpu"]) == 0
+    assert {path.suffix for path in (ring / "tables").iterdir()} == {".png", ".svg", ".csv"}
+    assert cli.main(["table", "mine.yaml", "--device=cpu"]) == 0 and len(calls) == 2
+    assert "| large | " in capsys.readouterr().out
+    (ring / "mine.yaml").write_text(OWN.replace("kind: bars", "kind: pie"))
+    assert cli.main(["figure", "mine.yaml"]) == 2 and "figure.kind='pie'" in capsys.readouterr().err
+
+
 def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring):
     """ILRec finds every item and its rival none: marked; with one seed missing there is no number at all."""
     import torch
