@@ -27,13 +27,16 @@ SCORED = (
 WEIGHTS = "best"
 
 
-def evaluation_certificate(config: Config, data: Data, result: Mapping[str, Any]) -> dict[str, Any]:
+def evaluation_certificate(
+    config: Config, data: Data, result: Mapping[str, Any], made: Mapping[str, Any]
+) -> dict[str, Any]:
     """Valid and test metrics under every collision policy, who was evaluated, by which rules, of what.
 
     Args:
         config: the run's settings.
         data: its data.
         result: what ``run_llm`` or ``run_classical`` returned.
+        made: its ``folder``, and how full the users' ``lists`` are.
 
     Returns:
         plain values for the record.
@@ -42,7 +45,7 @@ def evaluation_certificate(config: Config, data: Data, result: Mapping[str, Any]
         RuntimeError: not every user of a split was evaluated exactly once, or the numbers of the result are not those
             of the places that were kept.
     """
-    folder = Path(result["folder"])
+    folder = Path(made["folder"])
     splits = {}
     for split, loader in (("valid", data.valid), ("test", data.test)):
         if ranks_file(folder, split).is_file():
@@ -54,7 +57,7 @@ def evaluation_certificate(config: Config, data: Data, result: Mapping[str, Any]
         "collisions": config.settings.decode.collisions if config.is_llm else "torch.topk",
         "history_masked": config.settings.decode.exclude_history,
         "candidates": config["eval_args"]["mode"],
-        "lists": result.get("lists"),
+        "lists": made["lists"],
         "tie_rule": GENERATED if config.is_llm else SCORED,
         "data": data_key(config),
         "settings": settings_key(config),

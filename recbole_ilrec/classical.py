@@ -32,8 +32,7 @@ from recbole_ilrec.collector import Collector
 from recbole_ilrec.config import Config
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
-from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
-from recbole_ilrec.outcome import about_ranks
+from recbole_ilrec.rank_metrics import keep_ranks
 from recbole_ilrec.report.costs import note, note_earlier
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.run_folder import mark, new_folder
@@ -252,7 +251,7 @@ class ClassicalTrainer(RecBoleTrainer):
     def save_ranks(self, split: str) -> None:
         """Keep where the true items stood in the last evaluation, if all items were ranked in it."""
         if self._places is not None:
-            write_ranks(ranks_file(self.folder, split), *self._places, about_ranks(self.config, split))
+            keep_ranks(self.config, self.folder, split, *self._places)
 
     def _full_sort_batch_eval(self, batched_data: tuple[Any, ...]) -> tuple[Any, ...]:
         interaction, history, positive_u, positive_i = batched_data

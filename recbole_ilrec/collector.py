@@ -67,8 +67,9 @@ class Collector(RecBoleCollector):
             positive_u: ``[P]`` row of each target.
             positive_i: ``[P]`` internal id of each target.
         """
-        if len(interaction) == len(scores_tensor) == len(positive_i):  # every item is ranked, one is the target
-            users = interaction[self.config["USER_ID_FIELD"]].cpu()
+        user = self.config["USER_ID_FIELD"]
+        users = interaction[user].cpu() if user in interaction.columns else torch.empty(0)
+        if len(users) == len(scores_tensor) == len(positive_i):  # every item is ranked, one of them is the target
             self.places.append((users, _places(scores_tensor, positive_i.to(scores_tensor.device))))
         if self.register.need("rec.items") or self.register.need("rec.topk"):
             self._collect_lists(scores_tensor, positive_u, positive_i)

@@ -78,7 +78,7 @@ class Experiments:
         self.launch = launch or _process
         self._configs: dict[PlannedRun, Config] = {}
         self._refused: dict[str, str] = {}
-        self._preparing = Lock()
+        self._one_at_a_time = Lock()  # settings are found in sources, and Python 3.11 fails to parse in two threads
 
     def config(self, run: PlannedRun) -> Config:
         """The settings of a run.
@@ -86,9 +86,10 @@ class Experiments:
         Raises:
             UserError: bad settings or no such dataset.
         """
-        if run not in self._configs:
-            self._configs[run] = Config(run.model, run.dataset, None, self._settings(run))
-        return self._configs[run]
+        with self._one_at_a_time:
+            if run not in self._configs:
+                self._configs[run] = Config(run.model, run.dataset, None, self._settings(run))
+            return self._configs[run]
 
     def _settings(self, run: PlannedRun) -> dict[str, Any]:
         return {**(quick_settings(run.model) if self.quick else {}), **self.places, **run.settings}
@@ -188,7 +189,7 @@ class Experiments:
     def _prepared_and_made(self, run: PlannedRun) -> Outcome:
         from recbole_ilrec.quick_start import configure
 
-        with self._preparing:  # once for all runs, and not again when it was refused
+        with self._one_at_a_time:
             if run.dataset not in self._refused:
                 try:
                     self._configs[run] = configure(run.model, run.dataset, None, self._settings(run))

@@ -70,13 +70,6 @@ def run_key(config: Config) -> str:
     return _key([settings_key(config), {path.name: _file_hash(path) for path in files}])
 
 
-def about_ranks(config: Config, split: str) -> dict[str, str]:
-    """What a file of ranks says of itself; internal user ids mean the same users where ``data`` is equal."""
-    collisions = config.settings.decode.collisions if config.is_llm else "torch.topk"
-    names = {"model": config["model"], "dataset": config["dataset"], "split": split, "collisions": collisions}
-    return {**names, "data": data_key(config)}
-
-
 @cache
 def code_key() -> str:
     """Names the code: all modules of this package."""

@@ -112,18 +112,19 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         logger.info(data.statistics)
         _place(config)
         result = _train_and_evaluate(config, data, saved)
-    saved = saved and processes.is_first()
-    certificate = evaluation_certificate(config, data, result) if saved else {}
-    result["record"] = _record(config, result, certificate, {**watch.read(), "stages": costs.stages}) if saved else None
+    made = {key: result.pop(key, None) for key in ("folder", "parameters", "lists")}
+    result["record"] = None
+    if saved and processes.is_first():
+        certificate = evaluation_certificate(config, data, result, made)
+        about = {"folder": made["folder"], "parameters": made["parameters"], "evaluation": certificate}
+        result["record"] = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
 
 
-def _record(
-    config: Config, result: Mapping[str, Any], certificate: Mapping[str, Any], costs: Mapping[str, Any]
-) -> str | None:
+def _record(config: Config, result: Mapping[str, Any], about: Mapping[str, Any]) -> str | None:
     """File to which the run's line was added; a disk that is full now must not cost the result."""
     line = {
         "model": config.model,
@@ -131,11 +132,10 @@ def _record(
         "seed": config["seed"],
         "device": str(config["device"]),
         "threads": torch.get_num_threads(),
-        "result": result,
+        "result": {key: value for key, value in result.items() if key != "record"},
         "settings": config.settings.model_dump(mode="json", by_alias=True) if config.is_llm else None,
         "config": config.as_dict(),
-        "evaluation": certificate,
-        **costs,
+        **about,
         "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if config["use_gpu"] else None,
         **machine(),
     }

@@ -4,16 +4,24 @@ RecBole's ranking metrics are means over users of a function of the hit position
 items that share an identifier is a weighted mean over evaluations with each possible position.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from recbole.evaluator import Evaluator
 from recbole.evaluator.register import metric_information
+from torch import Tensor
 
 from recbole_ilrec.collector import Collector
+from recbole_ilrec.config import Config
 from recbole_ilrec.evaluation.topk import TargetPlaces
+from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
+from recbole_ilrec.outcome import data_key
+
+logger = logging.getLogger(__name__)
 
 POLICIES = ("expected", "strict", "optimistic")
 FULL_PRECISION = 15
@@ -23,6 +31,20 @@ def evaluator(config: Any, names: list[str]) -> Evaluator:
     """RecBole's evaluator for some metrics, unrounded."""
     options = {**config.final_config_dict, "metrics": names, "metric_decimal_place": FULL_PRECISION}
     return Evaluator(options)
+
+
+def keep_ranks(config: Config, folder: Path, split: str, user: Tensor, places: TargetPlaces) -> None:
+    """Write where the true items stood beside a run; a disk that is full now must not cost its result.
+
+    The file says what it is of; internal user ids mean the same users where its ``data`` is equal.
+    """
+    collisions = config.settings.decode.collisions if config.is_llm else "torch.topk"
+    about = {"model": config["model"], "dataset": config["dataset"], "split": split, "collisions": collisions}
+    path = ranks_file(folder, split)
+    try:
+        write_ranks(path, user, places, {**about, "data": data_key(config)})
+    except OSError as error:
+        logger.warning("The places of the true items could not be written to %s: %s", path, error)
 
 
 class RankMetrics:

@@ -127,7 +127,7 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
     if metric == "memory":
         return record["peak_memory_mb"] / 1000
     if metric == "parameters":
-        return record["result"]["parameters"] / 1e6
+        return record["parameters"] / 1e6
     return record["result"]["test_result"].get(metric)
 
 
@@ -177,7 +177,7 @@ def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tup
     users, rows = [], []
     for run in runs:
         record = outcomes[run].record or {}
-        path = ranks_file(Path(record["result"].get("folder") or ""), "test")
+        path = ranks_file(Path(record.get("folder") or ""), "test")
         if not path.is_file():
             return None
         user, places, _ = read_ranks(path)

@@ -26,15 +26,14 @@ from recbole_ilrec.decoding.memory import out_of_memory
 from recbole_ilrec.epochs import Epochs, Progress, epoch_of, evaluation_due
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import TargetPlaces
-from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.generative_metrics import GenerativeMetrics
 from recbole_ilrec.interrupts import Interrupted, StopSignals
 from recbole_ilrec.layer_losses import layer_losses
 from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.outcome import about_ranks
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
+from recbole_ilrec.rank_metrics import keep_ranks
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
@@ -290,8 +289,7 @@ class GenerativeTrainer:
     def save_ranks(self, split: str) -> None:
         """Keep where the true items stood in the last evaluation."""
         assert self.places is not None
-        file, about = ranks_file(self.run_folder, split), about_ranks(self.config, split)
-        write_ranks(file, torch.from_numpy(self._users), self.places, about)
+        keep_ranks(self.config, self.run_folder, split, torch.from_numpy(self._users), self.places)
 
     def load_best(self, folder: Path | None = None) -> None:
         """Put the best weights of a run back into the model."""

@@ -43,7 +43,7 @@ def record_of(result):
 @pytest.mark.parametrize(("model", "settings"), [("ILRec", SHORT), ("SASRec", {**CLASSICAL, "state": "WARNING"})])
 def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, settings):
     record = record_of(run_recbole_ilrec(model, "ring", config_dict=settings))
-    folder, about = ring / record["result"]["folder"], record["evaluation"]
+    folder, about = ring / record["folder"], record["evaluation"]
     for split in ("valid", "test"):
         user, places, kept = read_ranks(ranks_file(folder, split))
         assert kept["split"] == split and kept["data"] == about["data"]
@@ -54,7 +54,7 @@ def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, setting
             assert values["ndcg@10"] == pytest.approx(float(ndcg.mean()), abs=1e-4)
     assert about["test"]["policies"]["expected"] == record["result"]["test_result"]
     assert about["valid"]["policies"]["expected"] == record["result"]["best_valid_result"]
-    assert record["stages"]["supervised"]["epochs"] == 2 and record["result"]["parameters"] > 0
+    assert record["stages"]["supervised"]["epochs"] == 2 and record["parameters"] > 0
     assert about["run"] == run_key(Config(model, "ring", config_dict=settings))
 
 
@@ -106,11 +106,11 @@ def test_costs_go_to_the_stage_they_belong_to():
 
 def test_an_interrupted_run_counts_what_it_spent_before(ring, monkeypatch):
     first = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=SHORT))
-    again = {**SHORT, "resume_from_checkpoint": first["result"]["folder"]}
+    again = {**SHORT, "resume_from_checkpoint": first["folder"]}
     second = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=again))
     earlier = second["stages"]["supervised"]["earlier"]
     assert earlier["epochs"] == 2 and 0 < earlier["wall_seconds"] <= first["wall_seconds"]
-    assert total(second["stages"], "epochs") == 2 and checkpoints(ring / first["result"]["folder"])
+    assert total(second["stages"], "epochs") == 2 and checkpoints(ring / first["folder"])
     assert second["evaluation"] == first["evaluation"]
 
 

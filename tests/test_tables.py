@@ -273,7 +273,8 @@ def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring)
         folder = ranks_file(ring / name, "test").parent
         write_ranks(ranks_file(folder, "test"), torch.arange(30), places, {})
         about = {"history_masked": False, "collisions": "expected", "code": "c"}
-        return Outcome({"result": {"folder": str(folder), "test_result": {"hit@10": value}}, "evaluation": about})
+        result = {"test_result": {"hit@10": value}}
+        return Outcome({"result": result, "folder": str(folder), "evaluation": about})
 
     plan = replace(
         narrowed(plan_of("main"), datasets=["ring"], models=["LC-Rec", "LC-Rec + ILRec"]), metrics=("hit@10",)
@@ -352,7 +353,7 @@ def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
     grid = Grid(plan, {})
     log = [{"epoch": e, "step": e, "losses": [3.0 - e, 2.0 - e, 1.0 - e]} for e in (1, 2)]
     about = {"history_masked": False, "collisions": "expected", "code": "c"}
-    result = {"test_result": {"hit@10": 0.1, "ndcg@10": 0.1}, "layer_losses": log, "folder": ""}
+    result = {"test_result": {"hit@10": 0.1, "ndcg@10": 0.1}, "layer_losses": log}
     outcomes = {run: Outcome({"result": result, "evaluation": about}) for run in grid.all_runs()}
     (panel,) = picture(grid, results_table(grid, outcomes), outcomes).panels
     assert [s.label for s in panel.series] == ["L-2", "L-1", "L"]
