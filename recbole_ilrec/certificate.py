@@ -52,11 +52,14 @@ def evaluation_certificate(
             splits[split] = _of_split(config, data, folder, split, len(loader._dataset))
     if "test" in splits:
         _check_headline(config, result["test_result"], splits["test"])
+    candidates = config["eval_args"]["mode"]
+    if config.settings.task == "candidates":
+        candidates = config.settings.candidates.model_dump(mode="json")
     return {
         **splits,
         "collisions": config.settings.decode.collisions if config.is_llm else "torch.topk",
         "history_masked": config.settings.decode.exclude_history,
-        "candidates": config["eval_args"]["mode"],
+        "candidates": candidates,
         "lists": made["lists"],
         "tie_rule": GENERATED if config.is_llm else SCORED,
         "data": data_key(config),

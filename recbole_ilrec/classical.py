@@ -27,6 +27,7 @@ from recbole.utils import WandbLogger, get_tensorboard, set_color
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_ilrec.candidates import CANDIDATES
 from recbole_ilrec.checkpoint import load_state, random_state, save_state, set_random_state
 from recbole_ilrec.collector import Collector
 from recbole_ilrec.config import Config
@@ -258,7 +259,11 @@ class ClassicalTrainer(RecBoleTrainer):
         if self.config.settings.decode.exclude_history:
             users = interaction[self.config["USER_ID_FIELD"]].cpu()
             history = self._evaluated.sequences.before(users, interaction[self.config["TIME_FIELD"]].cpu())
-        return super()._full_sort_batch_eval((interaction, history, positive_u, positive_i))
+        rows, scores, *positives = super()._full_sort_batch_eval((interaction, history, positive_u, positive_i))
+        if self.config.settings.task == "candidates":
+            others = torch.ones_like(scores, dtype=torch.bool)
+            scores = scores.masked_fill(others.scatter_(1, rows[CANDIDATES].to(scores.device), False), -torch.inf)
+        return rows, scores, *positives
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:

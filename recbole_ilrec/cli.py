@@ -60,7 +60,9 @@ examples
 PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR] [--out=dataset]
 
   NAME                       the dataset's name, e.g. Instrument, Art, Game
-  --source=lcrec|amazon18    what the raw files are: LC-Rec's JSON files, or Amazon Reviews 2018
+  --source=lcrec|amazon18|sdpo
+                             what the raw files are: LC-Rec's JSON files, Amazon Reviews 2018, or S-DPO's JSON files
+                             of choices among candidates (--task=candidates)
   --path=DIR                 the folder with the raw files; without it they are downloaded, where that is allowed
   --out=DIR                  the folder of datasets; the result is DIR/NAME
 """
@@ -222,7 +224,7 @@ def prepare(arguments: Arguments) -> int:
         raise UserError("prepare takes one dataset name: recbole-ilrec prepare NAME --source=lcrec --path=DIR.")
     source = arguments.take("source")
     if source is None:
-        raise UserError("--source is missing: give --source=lcrec or --source=amazon18.")
+        raise UserError("--source is missing: give --source=lcrec, --source=amazon18 or --source=sdpo.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from recbole_ilrec.preparation.pipeline import prepare as prepare_dataset
 

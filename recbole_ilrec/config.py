@@ -138,16 +138,20 @@ class Config(RecBoleConfig):
             if "backbone.path" in layer:
                 layers.append((f"properties/{PRETRAINED}", read_yaml(root / PRETRAINED)))
             layers.append((origin, layer))
-            more = self._paradigm_files([*(own for _, own in layers), self.external_config_dict], layer.get("backbone"))
+            more = self._combined_files([own for _, own in layers], layer.get("backbone"))
             layers += [(f"properties/{p.relative_to(root)}", _flat_sections(read_yaml(p))) for p in more if p.is_file()]
         return layers
 
-    def _paradigm_files(self, layers: list[dict[str, Any]], backbone: object) -> list[Path]:
-        """Presets of the paradigm, of it with the backbone, and of both with the dataset; they need not exist."""
-        paradigm = next((layer["paradigm"] for layer in reversed(layers) if "paradigm" in layer), Settings().paradigm)
-        tuned = f"{backbone}-{self.dataset}" if paradigm == "lcrec" else f"{paradigm}-{backbone}-{self.dataset}"
-        names = ("paradigm", str(paradigm)), ("paradigm", f"{paradigm}-{backbone}"), ("tuned", tuned)
-        return [preset(kind, name) for kind, name in names]
+    def _combined_files(self, layers: list[dict[str, Any]], backbone: object) -> list[Path]:
+        """Presets of paradigm and task, of each with the backbone, and of all with the dataset; they need not exist."""
+        task = str(self.external_config_dict.get("task", Settings().task))
+        of_task = [read_yaml(file) for file in (preset("task", task),) if file.is_file()]
+        ordered = [self.external_config_dict, *of_task, *reversed(layers)]
+        paradigm = str(next((layer["paradigm"] for layer in ordered if "paradigm" in layer), Settings().paradigm))
+        kind = paradigm if task == Settings().task else task
+        tuned = f"{backbone}-{self.dataset}" if kind == "lcrec" else f"{kind}-{backbone}-{self.dataset}"
+        names = ("paradigm", paradigm), ("paradigm", f"{paradigm}-{backbone}"), ("task", task)
+        return [preset(*name) for name in (*names, ("task", f"{task}-{backbone}"), ("tuned", tuned))]
 
     @staticmethod
     def _backbone_layer(given: object, named: list[str]) -> tuple[str, dict[str, Any]]:

@@ -23,11 +23,14 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureSource, FeatureType, set_color
 from torch import Tensor
 
+from recbole_ilrec.candidates import CANDIDATES, draw_lists, published_rows
 from recbole_ilrec.checks.interactions import TimeOrder, time_order
 from recbole_ilrec.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.interaction_file import read_interactions, time_ranks
 from recbole_ilrec.outcome import data_key
+from recbole_ilrec.preparation.candidate_lists import SUFFIX, CandidateRow, read_candidates
+from recbole_ilrec.sequences import Sequences
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +119,39 @@ class SequenceDataset(SequentialDataset):
         self.time_order = time_order(users, items, times)
         frame[self.time_field] = time_ranks(users, times, frame.index.to_numpy())
 
+    @cached_property
+    def published(self) -> list[CandidateRow]:
+        """Published choices among candidates (``NAME.candidates.jsonl``); empty where the folder has none."""
+        path = Path(self.dataset_path) / f"{self.dataset_name}{SUFFIX}"
+        return read_candidates(path) if path.is_file() else []
+
+    def _remap_ID_all(self) -> None:
+        """As RecBole does; items that are only ever offered as candidates get the ids after those of the others."""
+        super()._remap_ID_all()
+        field = self.iid_field
+        offered = dict.fromkeys(token for row in self.published for token in row.candidates)
+        more = [token for token in offered if token not in self.field2token_id[field]]
+        self.field2token_id[field] |= {token: n for n, token in enumerate(more, start=len(self.field2id_token[field]))}
+        self.field2id_token[field] = np.array([*self.field2id_token[field], *more])
+
+    def build(self) -> list["SequenceDataset"]:
+        """Training, validation and test part: as published, with the lists as a column, or by RecBole's ``eval_args``.
+
+        Choice: where the folder has published choices, they are the rows and the split of every model and task, so
+        that no model, the collaborative one of Eq. 10 included, sees a choice it is tested on; ``eval_args.split`` is
+        then not read.
+        """
+        if not self.published:
+            return super().build()
+        self._change_feat_format()
+        self._drop_unused_col()
+        parts = []
+        for rows, lists in published_rows(self, self.published):
+            part = self.inter_feat[rows]
+            part.update(Interaction({CANDIDATES: lists}))
+            parts.append(self.copy(part))
+        return parts
+
     def data_augmentation(self) -> None:
         """One row per (history, next item), exactly as RecBole's loops build them, without the loops."""
         self._aug_presets()
@@ -179,54 +215,6 @@ class SequenceDataset(SequentialDataset):
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """All interactions, grouped by user in time order.
-
-    Attributes:
-        start: ``[user_num + 1]`` int64; user u owns the entries ``start[u] .. start[u + 1] - 1``.
-        items: ``[interactions]`` int64 internal item ids.
-        times: ``[interactions]`` ranks in time, increasing for each user.
-    """
-
-    start: Tensor
-    items: Tensor
-    times: Tensor
-
-    @classmethod
-    def build(cls, rows: Interaction, user: str, item: str, time: str, user_num: int) -> "Sequences":
-        """From interactions sorted by user and time."""
-        counts = torch.bincount(rows[user], minlength=user_num)
-        start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        return cls(start, rows[item].clone(), rows[time].clone())
-
-    def before(self, users: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """What each user did before a time, the whole history and not only the last items of a row.
-
-        Args:
-            users: ``[B]`` int64.
-            times: ``[B]`` ranks, as in the time column of a row.
-
-        Returns:
-            ``(row, item)``, each ``[M]`` int64: entry m says that row ``row[m]`` has ``item[m]`` in its history.
-        """
-        first, last = self.interval(users, times).T
-        count = last - first
-        row = torch.repeat_interleave(torch.arange(len(users)), count)
-        offset = torch.arange(len(row)) - torch.repeat_interleave(count.cumsum(0) - count, count)
-        return row, self.items[first[row] + offset]
-
-    def interval(self, users: Tensor, times: Tensor) -> Tensor:
-        """Bounds in ``items`` of what each user did before a time, ``[B, 2]`` int64; arguments as in :meth:`before`."""
-        first, high = self.start[users], self.start[users + 1]
-        low = first
-        while bool((low < high).any()):  # bisection of all users at once
-            middle = (low + high) // 2
-            earlier = (low < high) & (self.times[middle.clamp_max(len(self.times) - 1)] < times)
-            low, high = torch.where(earlier, middle + 1, low), torch.where(earlier | (low >= high), high, middle)
-        return torch.stack([first, low], dim=1)
-
-
-@dataclass(frozen=True)
 class Data:
     """A dataset and what is trained and evaluated on.
 
@@ -273,6 +261,8 @@ def build_data(config: Config) -> Data:
             )
     rows = {phase: len(split) for phase, split in zip(("train", "valid", "test"), splits, strict=True)}
     splits = [splits[0], *(_first_users(split, config.settings.eval_users) for split in splits[1:])]
+    if config.settings.task == "candidates":
+        draw_lists(config, splits)
     samplers = create_samplers(config, dataset, splits)
     train, valid, test = (
         get_dataloader(config, phase)(config, split, sampler, shuffle=phase == "train" and config["shuffle"])

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.evaluator.register import metric_information
 
@@ -42,9 +43,7 @@ class GenerativeMetrics:
             ranking: ``[B, W]`` identifiers of every user.
             pairs: histories and true items of the same users.
         """
-        banned = None
-        if self.config.settings.decode.exclude_history:
-            banned = banned_positions(self.catalog, pairs.seen())
+        banned = self._banned(pairs)
         places = locate(ranking, self.catalog, torch.from_numpy(pairs.target), banned)
         self.quality = list_quality(ranking, max(self.config["topk"]))
         shared: dict[str, float] = {}
@@ -53,3 +52,12 @@ class GenerativeMetrics:
             self.collector.collect_hits(places.ranks("strict")[0][:, 0], items)
             shared = self._lists.evaluate(self.collector.get_data_struct())
         return places, self._ranks(places, shared)
+
+    def _banned(self, pairs: Pairs) -> torch.Tensor | None:
+        """Trie positions of items that may carry an identifier of a ranking and are no recommendation."""
+        lists = pairs.seen() if self.config.settings.decode.exclude_history else [pairs.history[:0, 0]] * len(pairs)
+        choices, group = pairs.choices(np.arange(len(pairs))), self.catalog.leaf_of_item.numpy()
+        if choices is not None and self.catalog.num_leaves < self.catalog.num_items:
+            twins = (np.setdiff1d(np.flatnonzero(np.isin(group, group[own])), own) for own in choices)
+            lists = [np.concatenate(both) for both in zip(lists, twins, strict=True)]
+        return banned_positions(self.catalog, lists) if any(map(len, lists)) else None

@@ -4,7 +4,7 @@ A model joins identifiers, prompt, backbone, objective and decoding, and answers
 ``calculate_loss``, ``predict`` and ``full_sort_predict``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from recbole_ilrec import processes
 from recbole_ilrec.alignment import alignment_of
 from recbole_ilrec.backbone import build_backbone
+from recbole_ilrec.candidates import CANDIDATES
+from recbole_ilrec.decoding.candidates import rank_candidates
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
@@ -27,30 +29,28 @@ from recbole_ilrec.objective import build_objective, build_preference
 from recbole_ilrec.objective.preference import answer_log_probs, token_log_probs
 from recbole_ilrec.presets import properties_folder
 from recbole_ilrec.pretrained import local_backbone
-from recbole_ilrec.prompt.encode import Example, PromptEncoder
+from recbole_ilrec.prompt.encode import EncodedRow, Example, PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.prompt.template import load_template
 from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.reward.token_reward import legal_tokens, token_rewards
 from recbole_ilrec.reward_model import RewardModel, load_reward_model
 from recbole_ilrec.schema import AnswerBatch, LegalTokens, LossTerms, Ranking, TokenBatch
+from recbole_ilrec.sequences import as_pairs
 from recbole_ilrec.title_ranker import TitleRanker
 
 
 def to_pairs(interaction: Interaction, model: SequentialRecommender) -> Pairs:
-    """RecBole's augmented rows as arrays, with the whole past of each where the model's data set knows it."""
-    sequences, timeline, past = getattr(model, "sequences", None), None, None
-    if sequences is not None and model.time_field in interaction:
-        timeline = sequences.items.numpy()
-        past = sequences.interval(interaction[model.USER_ID], interaction[model.time_field]).numpy()
-    return Pairs(
-        user=interaction[model.USER_ID].numpy(),
-        history=interaction[model.ITEM_SEQ].numpy(),
-        length=interaction[model.ITEM_SEQ_LEN].numpy(),
-        target=interaction[model.POS_ITEM_ID].numpy(),
-        timeline=timeline,
-        past=past,
-    )
+    """RecBole's augmented rows as arrays, with the whole past of each where the model's data set knows it.
+
+    Raises:
+        UserError: the task is to choose among candidates and the rows have none.
+    """
+    fields = model.USER_ID, model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.POS_ITEM_ID, model.time_field
+    choosing = model.settings.task == "candidates"
+    if choosing and CANDIDATES not in interaction:
+        raise UserError(f"task=candidates needs rows with a column '{CANDIDATES}', as build_data makes them.")
+    return as_pairs(interaction, model.sequences, *fields, candidates=CANDIDATES if choosing else None)
 
 
 class GenerativeRecommender(SequentialRecommender):
@@ -88,6 +88,7 @@ class GenerativeRecommender(SequentialRecommender):
         self.catalog = self._catalog(items.token_ids(tokenizer), tokenizer)
         self.encoder = PromptEncoder(tokenizer, self.catalog, template, settings.prompt.max_length)
         self._check_rows(template, config["MAX_ITEM_LIST_LENGTH"])
+        self._check_task(template)
         self.preference = build_preference(settings.objective, settings.preference)
         if self.preference is not None and "beta" in settings.ilrec.model_fields_set:
             raise UserError(
@@ -112,7 +113,7 @@ class GenerativeRecommender(SequentialRecommender):
         self.list_length = settings.decode.num_beams
         self.exact_places = max(config["topk"]) if settings.decode.exact else 0
         self.title_ranker: TitleRanker | None = None
-        if isinstance(items, TitleIdentifiers) and not settings.generates_lists:
+        if isinstance(items, TitleIdentifiers) and settings.task == "full" and not settings.generates_lists:
             self.title_ranker = TitleRanker(
                 config, dataset, self.backbone, self.encoder, items.titles, lambda: self.reward_model
             )
@@ -141,6 +142,12 @@ class GenerativeRecommender(SequentialRecommender):
                 f"would cut histories short in evaluation only: set --prompt.max_length={longest} or lower "
                 "MAX_ITEM_LIST_LENGTH."
             )
+
+    def _check_task(self, template: Any) -> None:
+        if template.offers and self.settings.task != "candidates":
+            raise UserError(f"prompt {template.name} names candidates: use --task=candidates or another template.")
+        if self.settings.candidates.answers == "free" and self.catalog.eos_id is None:
+            raise UserError("candidates.answers=free needs answers that end: set --prompt.append_eos=true.")
 
     @property
     def reward_model(self) -> RewardModel:
@@ -206,48 +213,66 @@ class GenerativeRecommender(SequentialRecommender):
         For a preference model the loss of its supervised stage: an interaction holds no rejected items.
         """
         pairs = to_pairs(interaction.cpu(), self)
-        items = [np.append(h, t) for h, t in zip(pairs.histories(np.arange(len(pairs))), pairs.target, strict=True)]
-        rows = [self.encoder.row(Example(row, np.array([number]))) for number, row in enumerate(items)]
-        batch = self.encoder.collate(rows).to(self.backbone.device)
+        batch = self.encoder.collate(self._encoded(pairs)).to(self.backbone.device)
         legal = None
         if self.objective.needs.rewards:
-            probabilities = self.reward_model.probabilities(interaction)
+            probabilities = self.reward_model.probabilities(interaction, pairs.candidates)
             legal = token_rewards(probabilities, self.catalog, batch.target.cpu(), batch.node.cpu())
             legal = legal.to(batch.input_ids.device)
         return self.loss_terms(batch, legal=legal).total / len(batch.targets)
+
+    def _encoded(self, pairs: Pairs) -> list[EncodedRow]:
+        """One row for each pair, in which its number is the target's."""
+        every = np.arange(len(pairs))
+        histories, nothing = pairs.histories(every), [None] * len(pairs)
+        choices: Sequence[np.ndarray | None] = pairs.choices(every) or nothing
+        return [
+            self.encoder.row(Example(np.append(history, item), np.array([number]), candidates=offered))
+            for number, (history, item, offered) in enumerate(zip(histories, pairs.target, choices, strict=True))
+        ]
 
     def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None) -> Ranking:
         """The best identifiers for each history, in the order of ``pairs``: beams, or BIGRec's grounding."""
         return self._rank(pairs, self.list_length, batch_size, progress)
 
     def _rank(self, pairs: Pairs, count: int, batch_size: int, progress: str | None = None) -> Ranking:
-        if self.title_ranker is not None:
+        if self.title_ranker is not None and pairs.candidates is None:
             return self.title_ranker.rank(pairs, count, batch_size=batch_size, progress=progress)
+        decode, every = self.settings.decode.model_copy(update={"num_beams": count}), np.arange(len(pairs))
+        histories, choices, seen = pairs.histories(every), pairs.choices(every), pairs.seen()
+        how: dict[str, Any] = {"batch_size": batch_size, "device": self.backbone.device, "progress": progress}
+        if choices is not None and not decode.renormalise:
+            left_out = seen if decode.exclude_history else None
+            size = self.backbone.vocab_size
+            return rank_candidates(
+                self.answer_log_probs, self.encoder, histories, choices, vocabulary=size, seen=left_out, **how
+            )
+        share = (processes.rank(), processes.world())
+        places = self.exact_places
         own = rank_users(
             self.backbone,
             self.encoder,
-            pairs.histories(np.arange(len(pairs))),
-            self.settings.decode.model_copy(update={"num_beams": count}),
-            batch_size=batch_size,
-            device=self.backbone.device,
-            progress=progress,
-            seen=pairs.seen(),
-            exact_places=self.exact_places,
-            share=(processes.rank(), processes.world()),
+            histories,
+            decode,
+            seen=seen,
+            candidates=choices,
+            exact_places=places,
+            share=share,
+            **how,
         )
         assert own.bound is not None
         return Ranking(*map(processes.maximum, (own.leaf, own.score, own.bound)))
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
-        """RecBole's verb: the score that decoding gives each row's item after its history, ``[B]``."""
-        pairs = to_pairs(interaction.cpu(), self)
-        histories = pairs.histories(np.arange(len(pairs)))
-        examples = (
-            Example(np.append(history, item), np.array([0]))
-            for history, item in zip(histories, pairs.target, strict=True)
-        )
-        rows = [self.encoder.row(example) for example in examples]
+        """RecBole's verb: the score that decoding gives each row's item after its history, ``[B]``.
+
+        Where the task is to choose among candidates, it is -inf for an item that is none of the row's.
+        """
+        if self.settings.task == "candidates":
+            chosen = interaction[self.POS_ITEM_ID].to(self.backbone.device)
+            return self.full_sort_predict(interaction).gather(1, chosen[:, None])[:, 0]
+        rows = self._encoded(to_pairs(interaction.cpu(), self))
         batch = self.encoder.collate(rows).to(self.backbone.device)
         states = self.backbone.layer_states(batch.input_ids, batch.select)
         logits = states.head(states.final).float()
@@ -266,6 +291,7 @@ class GenerativeRecommender(SequentialRecommender):
         """RecBole's verb: exact log-probability of every item, ``[B, I + 1]``, by a beam as wide as the catalogue.
 
         With BIGRec's grounding it is the negative distance instead (below the beams' scores where they come first).
+        Where the task is to choose among candidates, all other items have -inf.
         Meant for small catalogues and other people's tools; training and evaluation of this package never build
         a table of users and items.
         """
@@ -275,6 +301,9 @@ class GenerativeRecommender(SequentialRecommender):
         by_leaf = torch.full((len(pairs), self.catalog.num_leaves + 1), -torch.inf)
         by_leaf.scatter_(1, ranking.leaf.where(ranking.leaf >= 0, self.catalog.num_leaves), ranking.score)
         scores[:, 1:] = by_leaf[:, self.catalog.leaf_of_item[1:]]
+        if pairs.candidates is not None:
+            others = torch.ones_like(scores, dtype=torch.bool).scatter_(1, torch.from_numpy(pairs.candidates), False)
+            scores.masked_fill_(others, -torch.inf)
         return scores.to(self.backbone.device)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_ilrec.config import Config
+from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
 
 # fmt: off
@@ -42,11 +43,12 @@ def outcome_settings(config: Config, but: Collection[str] = ()) -> dict[str, Any
 def data_key(config: Config) -> str:
     """SHA-256 over the data files and the settings that select from them: names what is learned from this data."""
     digest = hashlib.sha256()
-    for suffix in ("inter", "item"):
-        path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
+    for suffix in (".inter", ".item", LISTS):
+        path = Path(config["data_path"]) / f"{config['dataset']}{suffix}"
         if path.is_file():
             digest.update(bytes.fromhex(_file_hash(path)))
-        digest.update(suffix.encode())
+        if path.is_file() or suffix != LISTS:
+            digest.update(suffix.removeprefix(".").encode())
     selecting = {key: config[key] for key in (*dataset_arguments, "eval_args", "repeatable")}
     digest.update(json.dumps(selecting, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -58,7 +60,20 @@ def settings_key(config: Config) -> str:
         typed = config.settings.model_dump(mode="json", exclude=HOW_OFTEN_SAVED)
     else:
         typed = {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
+        if config.settings.task == "candidates":
+            typed["candidates"] = config.settings.candidates.model_dump(mode="json")
     return _key([config.model, config.dataset, outcome_settings(config), typed])
+
+
+def request_of(config: Config) -> dict[str, Any]:
+    """The arguments that make this configuration again, from any folder, in plain values."""
+    data, cache = Path(config["data_path"]).resolve(), Path(config["cache_dir"]).resolve()
+    given = {**config.external_config_dict, "data_path": data.parent, "cache_dir": cache}
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        "config_dict": json.loads(json.dumps(given, default=str)),
+    }
 
 
 def run_key(config: Config) -> str:

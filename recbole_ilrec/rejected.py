@@ -21,6 +21,7 @@ from recbole_ilrec.decoding.rejected import self_hard_items
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.item_index import index_vectors, item_texts
 from recbole_ilrec.model import GenerativeRecommender
+from recbole_ilrec.prompt.candidates import draw_offered
 from recbole_ilrec.prompt.rejected import draw_rejected, similar_items
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.report.costs import note, spent_on
@@ -53,6 +54,7 @@ class KeptRows:
             dataset.content_key(),
             [config[name] for name in ("MAX_ITEM_LIST_LENGTH", "seed")],
             [prompt, template.variants, template.separator, hashlib.sha256(items).hexdigest()],
+            [config.settings.task, config.settings.candidates.model_dump(mode="json")],
         ]
 
     def get(self, kind: str, what: Mapping[str, Any], rows: int, compute: Callable[[Array], Array]) -> Array:
@@ -104,7 +106,8 @@ def rejected_items(
 
     Choice: A.4 names one self-generated item for RosePO and five random ones for S-DPO, not how they are drawn: random
     ones come evenly from the catalogue, without the history and the target, anew in each epoch
-    (``preference.fresh_negatives``); a self-generated one is the most probable that is neither.
+    (``preference.fresh_negatives``); a self-generated one is the most probable that is neither. Where the task is to
+    choose among candidates, both come from the row's own candidates, as in S-DPO.
 
     Args:
         config: the run's settings.
@@ -130,18 +133,21 @@ def rejected_items(
     group = model.catalog.leaf_of_item.numpy()
     if own.source == "similar":
         return similar_items(pairs, group, _vectors(config, dataset), own.negatives)[None]
-    popularity = np.bincount(pairs.target, minlength=model.n_items)
     draws = own.epochs if own.fresh_negatives else 1
+    numbers = range(iteration * draws, (iteration + 1) * draws)
+    if own.source == "random" and pairs.candidates is not None:
+        return np.stack([draw_offered(pairs, group, own.negatives, seed=config["seed"], draw=n) for n in numbers])
+    popularity = np.bincount(pairs.target, minlength=model.n_items)
     some = (
         draw_rejected(
             pairs,
             group,
             own.negatives,
             seed=config["seed"],
-            draw=iteration * draws + draw,
+            draw=number,
             weights=popularity if own.source == "popular" else None,
         )
-        for draw in range(draws)
+        for number in numbers
     )
     return np.stack(list(some))
 
@@ -168,4 +174,5 @@ def _self_hard(config: Any, model: GenerativeRecommender, pairs: Pairs, seen: li
         num_beams=own.num_beams,
         batch_size=config["eval_batch_size"],
         device=model.backbone.device,
+        candidates=pairs.choices(rows),
     )

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -62,20 +63,29 @@ class RewardModel:
         device = next(self.model.parameters()).device
         return self.model.full_sort_predict(rows.to(device)).view(len(rows), -1)[:, 1:].float().cpu()
 
-    def probabilities(self, rows: Interaction) -> Tensor:
+    def probabilities(self, rows: Interaction, candidates: np.ndarray | None = None) -> Tensor:
         """R of Eq. 10, the softmax of the scores over real items: ``[B, I]`` float64, each row sums to 1.
+
+        Choice: the paper does not say what Eq. 10 becomes where a user chooses among candidates. They take the place
+        of all items: R is the softmax over them alone, and tokens that lead to none of them get no reward.
 
         Args:
             rows: rows of the dataset's training, validation or test part.
+            candidates: ``[B, C]`` item ids, 0 where a row has fewer; only these may have a probability.
         """
         scores = self.scores(rows).double() / self.temperature
+        if candidates is not None:
+            outside = torch.ones(len(scores), scores.shape[1] + 1, dtype=torch.bool)
+            outside.scatter_(1, torch.from_numpy(candidates).long(), False)
+            scores = scores.masked_fill(outside[:, 1:], -torch.inf)
         if self.mask_history:
             fields = self.dataset.uid_field, self.dataset.time_field
             row, item = self.dataset.sequences.before(*(rows[field].cpu() for field in fields))
             seen = torch.zeros_like(scores, dtype=torch.bool)
             seen[row, item - 1] = True
             # A history that holds every item is not masked: there would be nothing to recommend.
-            scores = scores.masked_fill(seen & ~seen.all(1, keepdim=True), -torch.inf)
+            left = (~seen & (scores > -torch.inf)).any(1, keepdim=True)
+            scores = scores.masked_fill(seen & left, -torch.inf)
         return torch.softmax(scores, dim=-1)
 
 

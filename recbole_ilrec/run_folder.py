@@ -70,14 +70,3 @@ def _key_of(folder: Path) -> str | None:
         return json.loads((folder / MARK).read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a folder of something else
-
-
-def request(config: Any) -> dict[str, Any]:
-    """The arguments that make this configuration again, from any folder, in plain values."""
-    data, cache = Path(config["data_path"]).resolve(), Path(config["cache_dir"]).resolve()
-    given = {**config.external_config_dict, "data_path": data.parent, "cache_dir": cache}
-    return {
-        "model": config.model,
-        "dataset": config.dataset,
-        "config_dict": json.loads(json.dumps(given, default=str)),
-    }

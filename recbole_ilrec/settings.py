@@ -208,6 +208,26 @@ class BIGRecSettings(Section):
     """What ``gamma`` weighs the distance by: interactions in the training part, or the reward model's scores."""
 
 
+class CandidateSettings(Section):
+    """Choosing the next item among a few (``task: candidates``): the lists, and what counts as an answer."""
+
+    lists: Literal["published", "drawn"] = "published"
+    """Those of ``NAME.candidates.jsonl`` where the data set has it, else drawn; or always drawn. Rows and split of such
+    a data set are the published ones either way."""
+    count: Annotated[int, Field(ge=2)] = 20
+    """Candidates of a drawn list, the true item included."""
+    seeding: Literal["row", "target"] = "row"
+    """What a drawn list depends on: its row, or, as in S-DPO's published preparation, its true item."""
+    shuffle: bool = True
+    """Show the candidates of a training row in another order in each epoch."""
+    answers: Literal["constrained", "free"] = "constrained"
+    """What answers the test: the most probable candidate, or what the model writes freely (``bigrec.beams``,
+    ``bigrec.max_new_tokens``). Validation takes the most probable candidate."""
+    matching: Literal["exact", "substring"] = "exact"
+    """When an answer names a candidate, for ``hitratio@1`` and ``validratio``: it is its name, or, as in S-DPO's
+    published evaluation, it contains its name and that of no other."""
+
+
 class BackboneSettings(Section):
     """The language model: a preset in ``properties/backbone``, a folder, or a hub id."""
 
@@ -382,6 +402,8 @@ class Settings(Section):
 
     paradigm: Literal["lcrec", "bigrec"] = "lcrec"
     """Item identifiers: semantic IDs (LC-Rec) or titles (BIGRec)."""
+    task: Literal["full", "candidates"] = "full"
+    """Recommend from all items, or choose among a few that each row offers."""
     objective: str = "ilrec"
     """Name of a loss in ``recbole_ilrec.objective``."""
     backbone_name: str = "tiny"
@@ -391,6 +413,7 @@ class Settings(Section):
     prompt: PromptSettings = PromptSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     bigrec: BIGRecSettings = BIGRecSettings()
+    candidates: CandidateSettings = CandidateSettings()
     backbone: BackboneSettings = BackboneSettings()
     adapter: AdapterSettings = AdapterSettings()
     reward: RewardSettings = RewardSettings()
@@ -402,8 +425,8 @@ class Settings(Section):
 
     @property
     def generates_lists(self) -> bool:
-        """Whether a user's list is the beams of the search; false where all items are ranked by distance."""
-        return self.paradigm == "lcrec" or self.bigrec.ranker == "constrained"
+        """Whether a user's list is the beams of the search; false where all items are ranked by distance, or a few."""
+        return self.task == "full" and (self.paradigm == "lcrec" or self.bigrec.ranker == "constrained")
 
 
 FLAT_KEYS: dict[str, str] = {
@@ -425,6 +448,7 @@ FLAT_KEYS: dict[str, str] = {
     "exclude_history": "decode.exclude_history",
     "collisions": "decode.collisions",
     "paradigm": "paradigm",
+    "task": "task",
     "objective": "objective",
     "backbone": "backbone_name",
     "eval_users": "eval_users",

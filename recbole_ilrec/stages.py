@@ -53,7 +53,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
         ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
         ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
-        ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first.
+        ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
+        choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule.
     """
     init_seed(config["seed"], config["reproducibility"])
     with processes.first_alone():
@@ -84,6 +85,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         "parameters": trained,
         "folder": str(trainer.run_folder) if saved else None,
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
+        **({"answers": trainer.answers} if trainer.answers else {}),
     }
 
 

@@ -22,6 +22,7 @@ from transformers.integrations import TensorBoardCallback
 
 from recbole_ilrec import processes
 from recbole_ilrec.checkpoint import checkpoints, load_resumable, load_state, save_state, set_aside_later
+from recbole_ilrec.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.decoding.memory import out_of_memory
 from recbole_ilrec.epochs import Epochs, Progress, epoch_of, evaluation_due
 from recbole_ilrec.errors import UserError
@@ -32,12 +33,13 @@ from recbole_ilrec.layer_losses import layer_losses
 from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.outcome import request_of
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.rank_metrics import keep_ranks
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
-from recbole_ilrec.run_folder import at_work, request
+from recbole_ilrec.run_folder import at_work
 from recbole_ilrec.task_batches import task_batches
 from recbole_ilrec.training_arguments import training_arguments
 from recbole_ilrec.weights import WeightAverage, load_weights, weights
@@ -58,6 +60,7 @@ class GenerativeTrainer:
     Attributes:
         places: where the true items stood in the last evaluation, one row a user.
         policies: metrics of the last evaluation under each collision policy.
+        answers: HitRatio@1 and ValidRatio of the last evaluation under each rule, where the task is a choice.
     """
 
     def __init__(self, config: Any, model: GenerativeRecommender, run_folder: Path):
@@ -72,6 +75,7 @@ class GenerativeTrainer:
         self.policies: dict[str, OrderedDict[str, float]] = {}
         self._users: np.ndarray = np.empty(0, dtype=np.int64)
         self._watch, self._before = Stopwatch(), dict[str, float]()
+        self.answers: dict[str, dict[str, float]] = {}
         bigger = config["valid_metric_bigger"]
         self.progress = Progress(best_score=-np.inf if bigger else np.inf)
 
@@ -90,7 +94,7 @@ class GenerativeTrainer:
         self.metrics.collector.data_collect(train_data)
         average = WeightAverage(self.model, train.ema) if train.ema else None
         if valid_data is not None:
-            self.valid_pairs = to_pairs(valid_data._dataset.inter_feat, self.model)
+            self.valid_pairs = evaluation_pairs(valid_data, self.model)
             if train.valid_users:
                 self.valid_pairs = self.valid_pairs.some(train.valid_users)
             logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
@@ -147,6 +151,7 @@ class GenerativeTrainer:
             variants=self.model.variants,
             item_dropout=train.item_dropout,
             seed=self.config["seed"],
+            shuffle=self.config.settings.candidates.shuffle,
         )
         if self.model.alignment is not None:
             return task_batches(self.config, self.model, self.model.alignment, rows, pairs)
@@ -161,7 +166,9 @@ class GenerativeTrainer:
         return RewardTable(
             self.model.catalog,
             pairs.target,
-            lambda numbers: reward_model.probabilities(dataset.inter_feat[numbers]),
+            lambda some: reward_model.probabilities(
+                dataset.inter_feat[some], None if pairs.candidates is None else pairs.candidates[some]
+            ),
             progress=lambda chunks: tqdm(chunks, desc=label, ncols=100, disable=not show_progress),
         )
 
@@ -279,7 +286,7 @@ class GenerativeTrainer:
         content = {
             "model": weights(self.model),
             "settings": self.config.settings.model_dump(mode="json"),
-            "request": request(self.config),
+            "request": request_of(self.config),
             "valid_score": score,
             "valid_result": self.progress.best_result,
         }
@@ -304,14 +311,15 @@ class GenerativeTrainer:
         if load_best_model and (model_file or (self.run_folder / BEST).is_dir()):
             self.load_best(model_file)
         self.show_progress = show_progress
-        pairs = to_pairs(eval_data._dataset.inter_feat, self.model)
-        return self._score(pairs)
+        return self._score(evaluation_pairs(eval_data, self.model), free=True)
 
-    def _score(self, pairs: Pairs | None) -> OrderedDict[str, float]:
+    def _score(self, pairs: Pairs | None, *, free: bool = False) -> OrderedDict[str, float]:
         self.model.eval()
         assert pairs is not None
         label = set_color("Evaluate   ", "pink") if self.show_progress else None
-        ranking = self.model.rank(pairs, batch_size=self.config["eval_batch_size"], progress=label)
+        how = {"batch_size": self.config["eval_batch_size"], "progress": label}
+        ranking = self.model.rank(pairs, **how)
         self._users = pairs.user
         self.places, self.policies = self.metrics(ranking, pairs)
+        self.answers = answer_ratios(self.model, pairs, ranking, self.policies, free=free, **how)
         return self.policies[self.config.settings.decode.collisions]

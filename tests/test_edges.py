@@ -9,7 +9,7 @@ import torch
 
 from recbole_ilrec.checkpoint import checkpoints, save_state
 from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import Sequences, build_data
+from recbole_ilrec.dataset import build_data
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import locate, unroll
@@ -19,6 +19,7 @@ from recbole_ilrec.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.reward_model import RewardModel
+from recbole_ilrec.sequences import Sequences
 from recbole_ilrec.settings import DecodeSettings
 from recbole_ilrec.weights import WeightAverage
 from tests.worlds import QUICK, compact_encoder, pairs_of, small_backbone, small_catalog, write_dataset

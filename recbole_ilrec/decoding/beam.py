@@ -47,6 +47,7 @@ def beam_search(
     num_beams: int,
     renormalise: bool = False,
     banned: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Ranking:
     """The most probable identifiers of each prompt.
 
@@ -67,6 +68,8 @@ def beam_search(
         renormalise: see above.
         banned: ``[B, X]`` int64 item positions in trie order, ascending, that may not be recommended to each user;
             rows are padded with a number past the last item. A prefix is closed once all its items are banned.
+        allowed: ``[B, C]`` int64 likewise, the only items that may be recommended to each user. With W >= C all of them
+            are found.
 
     Returns:
         at most W identifiers a user, best first; never an invalid or repeated one.
@@ -84,7 +87,7 @@ def beam_search(
     bound = torch.full((batch,), -torch.inf, device=device)
     shortcut = trie.only_leaf() if renormalise else None
     while True:
-        node, score, parent, token, dropped = _expand(stepper, trie, beams, num_beams, renormalise, banned)
+        node, score, parent, token, dropped = _expand(stepper, trie, beams, num_beams, renormalise, banned, allowed)
         bound = torch.maximum(bound, dropped)
         if shortcut is not None:
             node = torch.where(node >= 0, shortcut[node.clamp_min(0)], -1)
@@ -103,7 +106,13 @@ def beam_search(
 
 
 def _expand(
-    stepper: Stepper, trie: Trie, beams: _Beams, num_beams: int, renormalise: bool, banned: Tensor | None
+    stepper: Stepper,
+    trie: Trie,
+    beams: _Beams,
+    num_beams: int,
+    renormalise: bool,
+    banned: Tensor | None,
+    allowed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The best W among all children of open beams and all complete beams: node, score, parent beam, token; and the
     score ``[B]`` of the best that is left out."""
@@ -115,7 +124,10 @@ def _expand(
     edge = torch.where(legal, first[..., None] + offsets, 0)
     token = trie.token[edge].long()
     if banned is not None:
-        legal = legal & _still_open(trie, edge + 1, banned)
+        found, items = _count(trie, edge + 1, banned)
+        legal = legal & (found < items)
+    if allowed is not None:
+        legal = legal & (_count(trie, edge + 1, allowed)[0] > 0)
     logits = stepper.head(beams.states.flatten(0, 1)).float().view(batch, width, -1)
     picked = logits.gather(-1, token)
     total = picked.masked_fill(~legal, -torch.inf) if renormalise else logits
@@ -135,9 +147,9 @@ def _expand(
     return node, score, parent, token.flatten(1).gather(1, child_index), dropped
 
 
-def _still_open(trie: Trie, node: Tensor, banned: Tensor) -> Tensor:
-    """Whether an item that is not banned lies below each node; ``node`` is ``[B, W, F]``."""
+def _count(trie: Trie, node: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of a user's positions lie below each node ``[B, W, F]``, and how many items do."""
     low = trie.low[node].long().flatten(1)
     high = trie.high[node].long().flatten(1)
-    taken = torch.searchsorted(banned, high) - torch.searchsorted(banned, low)
-    return (taken < high - low).view_as(node)
+    found = torch.searchsorted(positions, high) - torch.searchsorted(positions, low)
+    return found.view_as(node), (high - low).view_as(node)

@@ -27,6 +27,7 @@ def self_hard_items(
     batch_size: int,
     device: torch.device,
     progress: str | None = None,
+    candidates: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """The items that the model finds most probable after each history and that are wrong.
 
@@ -44,6 +45,7 @@ def self_hard_items(
         batch_size: rows decoded together.
         device: where the model is.
         progress: label of a progress bar, none without.
+        candidates: the only item ids to choose from for each row; default: all.
 
     Returns:
         ``[rows, R]`` int32, the most probable first, 0 where none is left. Of items that share an identifier the first.
@@ -60,6 +62,7 @@ def self_hard_items(
         device=device,
         progress=progress,
         seen=banned,
+        candidates=candidates,
     )
     leaf = ranking.leaf[:, :count]
     items = catalog.item_order[catalog.leaf_start[leaf.clamp_min(0)]].where(leaf >= 0, 0)

@@ -42,6 +42,7 @@ def rank_users(
     device: torch.device,
     progress: str | None = None,
     seen: Sequence[np.ndarray] | None = None,
+    candidates: Sequence[np.ndarray] | None = None,
     exact_places: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> Ranking:
@@ -59,6 +60,7 @@ def rank_users(
         device: where the model is.
         progress: label of a progress bar, none without.
         seen: item ids that ``exclude_history`` leaves out for each user; default: ``histories``.
+        candidates: the only item ids that each user may get, as the prompt shows them; default: all.
         exact_places: see above; 0 searches once.
         share: ``(rank, world)`` decodes every world-th batch from number rank on; the batches are the same for any
             share, and so are their numbers.
@@ -70,17 +72,18 @@ def rank_users(
     catalog, seen = encoder.catalog, histories if seen is None else seen
     trie = catalog.trie.to(device)
     order = np.argsort([-len(history) for history in histories], kind="stable")
-    width = min(settings.num_beams, catalog.num_leaves)
+    beams = settings.num_beams if candidates is None else max(map(len, candidates))
+    width = min(beams, catalog.num_leaves)
     leaf = torch.full((len(histories), width), -1)
     score = torch.full((len(histories), width), -torch.inf)
     bound = torch.full((len(histories),), -torch.inf)
 
     def search(rows: np.ndarray, beams: int) -> np.ndarray:
         """Fill in the lists of some users; the users whose first places are not proven."""
-        ids, mask = encoder.prompts([histories[row] for row in rows])
-        banned = None
-        if settings.exclude_history:
-            banned = banned_positions(catalog, [seen[row] for row in rows]).to(device)
+        choices = None if candidates is None else [candidates[row] for row in rows]
+        ids, mask = encoder.prompts([histories[row] for row in rows], candidates=choices)
+        past = [seen[row] for row in rows] if settings.exclude_history else None
+        banned, allowed = _limits(catalog, past, choices, device)
         ranking = beam_search(
             stepper,
             trie,
@@ -89,6 +92,7 @@ def rank_users(
             num_beams=beams,
             renormalise=settings.renormalise,
             banned=banned,
+            allowed=allowed,
         )
         found = min(ranking.leaf.shape[1], width)
         leaf[rows, :found], score[rows, :found] = ranking.leaf[:, :found].cpu(), ranking.score[:, :found].cpu()
@@ -111,6 +115,16 @@ def rank_users(
     return Ranking(leaf=leaf, score=score, bound=bound)
 
 
+def _limits(
+    catalog: Catalog, past: list[np.ndarray] | None, choices: list[np.ndarray] | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Trie positions that users may not get, or the only ones that they may get."""
+    if choices is not None:
+        left = choices if past is None else list(map(np.setdiff1d, choices, past))
+        return None, banned_positions(catalog, left).to(device)
+    return (None if past is None else banned_positions(catalog, past).to(device)), None
+
+
 def generate_users(
     stepper: Stepper,
     encoder: PromptEncoder,
@@ -121,6 +135,7 @@ def generate_users(
     batch_size: int,
     device: torch.device,
     progress: str | None = None,
+    candidates: Sequence[np.ndarray] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> list[list[int]]:
     """The freely generated answer of every user, as token ids in the order of ``histories``; see :func:`rank_users`.
@@ -132,7 +147,8 @@ def generate_users(
     with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
 
         def decode(rows: np.ndarray) -> None:
-            ids, mask = encoder.prompts([histories[row] for row in rows])
+            choices = None if candidates is None else [candidates[row] for row in rows]
+            ids, mask = encoder.prompts([histories[row] for row in rows], candidates=choices)
             found = generate(
                 stepper,
                 ids.to(device),

@@ -11,6 +11,8 @@ from pathlib import Path
 from recbole_ilrec import __version__
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.atomic import write_interactions, write_items
+from recbole_ilrec.preparation.candidate_lists import SUFFIX as CANDIDATES
+from recbole_ilrec.preparation.candidate_lists import write_candidates
 from recbole_ilrec.preparation.files import install, recover, sha256_of, staging_folder, write_atomically
 from recbole_ilrec.preparation.known import download, how_to_get, known_dataset
 from recbole_ilrec.preparation.source import SOURCES, SourceData
@@ -41,7 +43,8 @@ class PreparedDataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """``users``, ``items``, ``interactions``, ``items_with_text``, ``items_with_index``, ``colliding_items``."""
+        """``users``, ``items``, ``interactions``, ``items_with_text``, ``items_with_index``, ``colliding_items``; and
+        ``candidate_lists`` where the source has them."""
         return dict(self.manifest["counts"])  # type: ignore[call-overload]
 
     @property
@@ -51,7 +54,7 @@ class PreparedDataset:
         lines = [
             f"{self.name}: {counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} "
             f"interactions; {counts['items_with_text']:,} items with texts, {counts['items_with_index']:,} with "
-            "semantic IDs",
+            "semantic IDs" + (f"; {lists:,} lists of candidates" if (lists := counts.get("candidate_lists")) else ""),
             f"{self.folder} was already prepared from the same inputs." if self.up_to_date else f"Wrote {self.folder}.",
         ]
         known = known_dataset(self.name)
@@ -72,7 +75,7 @@ def prepare(name: str, source: str, path: str | Path | None = None, out: str | P
 
     Args:
         name: dataset name, as in ``--dataset``.
-        source: a key of :data:`SOURCES`: ``lcrec`` or ``amazon18``.
+        source: a key of :data:`SOURCES`: ``lcrec``, ``amazon18`` or ``sdpo``.
         path: folder with the raw files; ``None`` downloads those of one of the paper's datasets (``amazon18``) to
             ``OUT/.amazon18``.
         out: folder of datasets.
@@ -168,6 +171,12 @@ def _build(name: str, data: SourceData, folder: Path, identity: Mapping[str, obj
         write_items(folder / f"{name}.item", texts)
     if index:
         _write_json(folder / f"{name}.index.json", index, indent=None)
+    if data.candidates is not None:
+        write_candidates(folder / f"{name}{CANDIDATES}", data.candidates)
+        counts |= {
+            "items": len(texts),
+            "candidate_lists": len(data.candidates),
+        }  # items that are only offered count too
     sharing = Counter(tuple(tokens) for tokens in index.values()).values()
     counts |= {
         "items_with_text": len(texts),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recbole_ilrec.preparation.candidate_lists import CandidateRow
 from recbole_ilrec.registry import Registry
 
 
@@ -16,12 +17,14 @@ class SourceData:
         tie_rule: how interactions of one user at one time are ordered, for the manifest.
         texts: item token -> field -> text, or ``None`` when the source has no texts.
         index: item token -> semantic-ID tokens, all of one length, or ``None``.
+        candidates: published choices among candidates, every item of which has a text, or ``None``.
     """
 
     sequences: Iterable[tuple[str, Sequence[str]]]
     tie_rule: str
     texts: Mapping[str, Mapping[str, str]] | None = None
     index: Mapping[str, Sequence[str]] | None = None
+    candidates: Sequence[CandidateRow] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ SOURCES: Registry[Source] = Registry(
     {
         "lcrec": "recbole_ilrec.preparation.lcrec:LCREC",
         "amazon18": "recbole_ilrec.preparation.amazon18:AMAZON18",
+        "sdpo": "recbole_ilrec.preparation.sdpo:SDPO",
     },
 )
 """Value of ``--source`` -> the source."""

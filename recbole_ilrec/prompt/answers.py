@@ -24,11 +24,13 @@ class AnswerExample:
         history: item ids, oldest first.
         answers: item ids, the chosen one first; 0 where there is none.
         variant: which prompt template.
+        candidates: item ids to choose among; for prompts that name them.
     """
 
     history: Array
     answers: Array
     variant: int = 0
+    candidates: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class AnswerRow:
 
 def encode_answers(encoder: PromptEncoder, example: AnswerExample) -> AnswerRow:
     """A prompt followed by its answers, each without its last token, which predicts nothing."""
-    prompt = encoder.prompt(example.history, example.variant)
+    prompt = encoder.prompt(example.history, example.variant, example.candidates)
     ids, position, segment = [prompt], [np.arange(len(prompt))], [np.zeros(len(prompt), np.int64)]
     place, target, answer = [], [], []
     done = 1  # place 0 is the prompt's last token: it predicts the first token of every answer
@@ -152,4 +154,5 @@ class PreferenceRows:
     def _example(self, row: int, rejected: Array) -> AnswerExample:
         history = self.pairs.history[row, : self.pairs.length[row]]
         answers = np.append(self.pairs.target[row], rejected).astype(np.int64)
-        return AnswerExample(history, answers, int(self._variant[row]))
+        offered = self.pairs.choices(np.array([row]))
+        return AnswerExample(history, answers, int(self._variant[row]), offered[0] if offered else None)

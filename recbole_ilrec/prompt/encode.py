@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
-from recbole_ilrec.prompt.template import Template
+from recbole_ilrec.prompt.template import OFFER, Template
 from recbole_ilrec.schema import TokenBatch
 
 Array = np.ndarray
@@ -28,11 +28,13 @@ class Example:
         items: item ids, the history followed by the targets (one for a prefix row).
         targets: number of the training target of each supervised item; they are the last ``len(targets)`` items.
         variant: which prompt template.
+        candidates: item ids to choose among, in the order in which they are shown; for prompts that name them.
     """
 
     items: Array
     targets: Array
     variant: int = 0
+    candidates: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,15 @@ class PromptEncoder:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         self._before = [np.concatenate([np.array(bos, np.int64), encode(before)]) for before, _ in template.variants]
-        self._after = [encode(after) for _, after in template.variants]
+        offers = [after.rpartition(OFFER) for _, after in template.variants]
+        self._between, self._after = [encode(text) for text, _, _ in offers], [encode(text) for _, _, text in offers]
         self._separator = encode(template.separator)
         end = catalog.eos_id is not None and not template.ends_items
         tokens, length = catalog.tokens.numpy(), catalog.length.numpy()
         self._answer = [row[:size] for row, size in zip(tokens, length, strict=True)]
         self._path = [row[:size] for row, size in zip(catalog.path.numpy(), length, strict=True)]
         self._item = [answer[: len(answer) - end] for answer in self._answer]
-        frame = max(len(a) + len(b) for a, b in zip(self._before, self._after, strict=True))
+        frame = max(sum(map(len, parts)) for parts in zip(self._before, self._between, self._after, strict=True))
         if frame + int(length.max()) > max_length:
             raise UserError(
                 f"prompt.max_length={max_length} is too small: prompt {template.name} without any item and the longest "
@@ -110,7 +113,8 @@ class PromptEncoder:
         if len(answers) > 1:
             return self._continued_row(example, split)
         answer = self._answer[answers[0]]
-        prompt = self._prompt(example.items[:split], example.variant, self.max_length - len(answer))
+        room = self.max_length - len(answer)
+        prompt = self._prompt(example.items[:split], example.variant, room, example.candidates)
         return EncodedRow(
             ids=np.concatenate([prompt, answer]),
             position=len(prompt) - 1 + np.arange(len(answer)),
@@ -135,17 +139,32 @@ class PromptEncoder:
             at += len(tokens) + len(self._separator)
         return EncodedRow(*map(np.concatenate, (parts, position, target, node, number)))
 
-    def _prompt(self, history: Array, variant: int, room: int) -> Array:
-        before, after = self._before[variant], self._after[variant]
+    def _prompt(self, history: Array, variant: int, room: int, candidates: Array | None) -> Array:
+        before, after = self._before[variant], self._rest(variant, candidates)
         items = [self._item[item] for item in history]
-        listed = newest(items, self._separator, room - len(before) - len(after))
+        room -= len(before) + len(after)
+        if candidates is not None and room < 0:
+            raise UserError(
+                f"prompt.max_length={self.max_length} is too small: a prompt with {len(candidates)} candidates and no "
+                f"history takes {-room} tokens more than there are; set --prompt.max_length={2 * self.max_length}."
+            )
+        listed = newest(items, self._separator, room)
         if len(after):
             listed = listed[:-1]
         return np.concatenate([before, *listed, after])
 
-    def prompt(self, history: Array, variant: int = 0) -> Array:
-        """Token ids of a prompt that leaves room for any answer."""
-        return self._prompt(history, variant, self.max_length - self.catalog.depth)
+    def _rest(self, variant: int, candidates: Array | None) -> Array:
+        """What stands after the history."""
+        if not self.template.offers:
+            return self._after[variant]
+        if candidates is None:
+            raise UserError(f"prompt {self.template.name} names candidates: use it with --task=candidates.")
+        offered = [part for item in candidates for part in (self._item[item], self._separator)]
+        return np.concatenate([self._between[variant], *offered[:-1], self._after[variant]])
+
+    def prompt(self, history: Array, variant: int = 0, candidates: Array | None = None) -> Array:
+        """Token ids of a prompt that leaves room for any answer; ``candidates`` for templates that name them."""
+        return self._prompt(history, variant, self.max_length - self.catalog.depth, candidates)
 
     def pieces(self, variant: int = 0) -> dict[str, list[int]]:
         """Token ids that stand ``before`` and ``after`` the history, and as ``separator`` between its items.
@@ -193,13 +212,17 @@ class PromptEncoder:
         columns = (np.concatenate([getattr(row, name) for row in rows]) for name in ("target", "node", "number"))
         return TokenBatch(torch.from_numpy(ids), *map(torch.from_numpy, (select, *columns)))
 
-    def prompts(self, histories: Sequence[Array], variant: int = 0) -> tuple[Tensor, Tensor]:
+    def prompts(
+        self, histories: Sequence[Array], variant: int = 0, candidates: Sequence[Array] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Prompts padded on the left, ready for decoding.
 
         Returns:
             ids ``[B, T]`` int64 and mask ``[B, T]`` bool.
         """
-        rows = [self.prompt(history, variant) for history in histories]
+        nothing: list[Array | None] = [None] * len(histories)
+        offered = nothing if candidates is None else candidates
+        rows = [self.prompt(history, variant, own) for history, own in zip(histories, offered, strict=True)]
         width = max(map(len, rows))
         ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=bool)

@@ -26,6 +26,8 @@ class Pairs:
         target: ``[R]`` the next item.
         timeline: ``[M]`` all items of all users, a user's in order of time; ``None`` when only windows are known.
         past: ``[R, 2]`` bounds in ``timeline`` of all that the user did before the target.
+        candidates: ``[R, C]`` items to choose among, the target one of them, 0 where a row has fewer; ``None`` where
+            the choice is among all items.
     """
 
     user: Array
@@ -34,6 +36,7 @@ class Pairs:
     target: Array
     timeline: Array | None = None
     past: Array | None = None
+    candidates: Array | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -50,9 +53,13 @@ class Pairs:
 
     def take(self, rows: Array) -> "Pairs":
         """Some of the rows."""
-        past = None if self.past is None else self.past[rows]
+        past, offered = (None if column is None else column[rows] for column in (self.past, self.candidates))
         user, history, length, target = (c[rows] for c in (self.user, self.history, self.length, self.target))
-        return Pairs(user, history, length, target, timeline=self.timeline, past=past)
+        return Pairs(user, history, length, target, timeline=self.timeline, past=past, candidates=offered)
+
+    def choices(self, rows: Array) -> list[Array] | None:
+        """The candidates of some rows, without padding; ``None`` where the choice is among all items."""
+        return None if self.candidates is None else [row[row > 0] for row in self.candidates[rows]]
 
     def some(self, count: int) -> "Pairs":
         """A fixed random part of the rows, the same in every run and for every seed; all where there are no more."""
@@ -72,15 +79,28 @@ class TrainRows:
         item_dropout: chance of each history item to be left out of a row while training. In sequence rows a dropped
             item is left out as a target too.
         seed: decides templates and dropped items, together with the epoch.
+        shuffle: show the candidates of a row in another order in each epoch.
+
+    Raises:
+        UserError: ``"sequence"`` rows of pairs that do not follow each other.
     """
 
     def __init__(
-        self, pairs: Pairs, *, rows: str, window: int, variants: int = 1, item_dropout: float = 0.0, seed: int = 0
+        self,
+        pairs: Pairs,
+        *,
+        rows: str,
+        window: int,
+        variants: int = 1,
+        item_dropout: float = 0.0,
+        seed: int = 0,
+        shuffle: bool = False,
     ):
         self.pairs = pairs
         self.variants = variants
         self.item_dropout = item_dropout
         self.seed = seed
+        self.shuffle = shuffle
         self._epoch = -1
         cut = _prefix_rows if rows == "prefix" else _sequence_rows
         self._items, self._start, self._split, self._first = cut(pairs, window)
@@ -117,6 +137,8 @@ class TrainRows:
         chance = np.random.Generator(np.random.Philox([self.seed, epoch]))
         self._variant = chance.integers(self.variants, size=len(self))
         self._keep = chance.random(len(self._items)) >= self.item_dropout
+        if self.shuffle and self.pairs.candidates is not None:
+            self._order = chance.random(self.pairs.candidates.shape).argsort(1)
 
     def example(self, epoch: int, row: int) -> Example:
         """Row ``row`` as it is in epoch ``epoch``; the same whoever asks, in whatever order."""
@@ -130,7 +152,15 @@ class TrainRows:
             if keep.sum() > 1 and keep[split:].any():
                 items, targets = items[keep], targets[keep[split:]]
                 targets = targets[len(targets) == len(items) :]  # the first item kept has no past
-        return Example(items, targets, int(self._variant[row]))
+        return Example(items, targets, int(self._variant[row]), self._offered(int(first)))
+
+    def _offered(self, number: int) -> Array | None:
+        """What a prefix row chooses among; its number is that of its pair."""
+        offered = self.pairs.candidates
+        if offered is None:
+            return None
+        row = offered[number][self._order[number]] if self.shuffle else offered[number]
+        return row[row > 0]
 
 
 def _prefix_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Array]:
@@ -147,6 +177,13 @@ def _prefix_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Array]
 def _sequence_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Array]:
     """Windows of ``window + 1`` items; a later window starts half a window earlier, to give its targets a past."""
     bounds = np.flatnonzero(np.diff(pairs.user, prepend=-1))
+    newest = pairs.history[np.arange(len(pairs)), pairs.length - 1]
+    following = np.setdiff1d(np.arange(1, len(pairs)), bounds)
+    if (newest[following] != pairs.target[following - 1]).any():
+        raise UserError(
+            "train_rows=sequence needs every item of a user as a target, and this data set's rows leave some out: "
+            "use --train_rows=prefix."
+        )
     pieces: list[Array] = []
     split: list[int] = []
     first: list[int] = []

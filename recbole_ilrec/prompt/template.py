@@ -8,7 +8,7 @@ import yaml
 
 from recbole_ilrec.errors import UserError
 
-SLOT = "{history}"
+SLOT, OFFER = "{history}", "{candidates}"
 END = "{end}"
 KEYS = ("separator", "frame", "templates")
 
@@ -18,7 +18,8 @@ class Template:
     """A prompt family; variant 0 is the one used in evaluation.
 
     Attributes:
-        variants: (text before the history, text after it) of each template, the frame included.
+        variants: (text before the history, text after it) of each template, the frame included. The text after it may
+            hold ``{candidates}``, where the items to choose among stand.
         separator: text between two items. When nothing follows the history, it also stands after the last one, so
             that the answer continues the list.
         name: where it came from.
@@ -38,9 +39,14 @@ class Template:
         return len(self.variants) == 1 and not self.variants[0][1]
 
     @property
+    def offers(self) -> bool:
+        """Whether the prompt names the items to choose among."""
+        return OFFER in self.variants[0][1]
+
+    @property
     def texts(self) -> list[str]:
         """All fixed text, to train a tokenizer on."""
-        return [self.separator, *(part for pair in self.variants for part in pair)]
+        return [self.separator, *(text for pair in self.variants for part in pair for text in part.split(OFFER))]
 
 
 def load_template(name: str, folder: Path) -> Template:
@@ -79,7 +85,11 @@ def parse_template(spec: Any, where: str) -> Template:
         if full.count(SLOT) != 1:
             raise UserError(f"prompt template {where}: '{text}' needs exactly one {SLOT}.")
         before, after = full.split(SLOT)
+        if full.count(OFFER) > 1 or OFFER in before:
+            raise UserError(f"prompt template {where}: '{text}' may hold {OFFER} once, after {SLOT}.")
         variants.append((before, after))
+    if len({OFFER in after for _, after in variants}) > 1:
+        raise UserError(f"prompt template {where}: {OFFER} must be in all templates or in none.")
     separator = str(spec.get("separator", ""))
     ends_items = separator == END
     return Template(tuple(variants), "" if ends_items else separator, where, ends_items)
