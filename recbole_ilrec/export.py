@@ -87,7 +87,7 @@ def export_run(run: Path, out: Path, *, merge: bool = False) -> Path:
 def _rebuilt(state: Mapping[str, Any], best: Path, merge: bool) -> tuple[Config, Data, GenerativeRecommender]:
     """The configuration, the data and the model of a run, with its best weights."""
     request = state["request"]
-    given = {**request["config_dict"], "device": "auto", "show_progress": False}
+    given = {**request["config_dict"], "device": "auto", "show_progress": False, "resume_from_checkpoint": None}
     config = Config(request["model"], request["dataset"], None, given)
     settings = Settings.model_validate(state["settings"])  # as they were, whatever the presets say today
     backbone = settings.backbone.model_copy(update={"dequantise": merge or settings.backbone.dequantise})
