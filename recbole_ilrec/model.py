@@ -118,6 +118,11 @@ class GenerativeRecommender(SequentialRecommender):
                 config, dataset, self.backbone, self.encoder, items.titles, lambda: self.reward_model
             )
             self.list_length = max(config["topk"])
+        elif any(settings.bigrec.gamma):
+            raise UserError(
+                "bigrec.gamma weighs distances between titles, and here lists come from beams alone: use "
+                "--paradigm=bigrec with --bigrec.ranker=grounding or hybrid, or leave bigrec.gamma out."
+            )
 
     def _catalog(self, ids: list[list[int]], tokenizer: Any) -> Catalog:
         prompt, backbone = self.settings.prompt, self.settings.backbone

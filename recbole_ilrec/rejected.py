@@ -106,8 +106,10 @@ def rejected_items(
 
     Choice: A.4 names one self-generated item for RosePO and five random ones for S-DPO, not how they are drawn: random
     ones come evenly from the catalogue, without the history and the target, anew in each epoch
-    (``preference.fresh_negatives``); a self-generated one is the most probable that is neither. Where the task is to
-    choose among candidates, both come from the row's own candidates, as in S-DPO.
+    (``preference.fresh_negatives``); a self-generated one is the most probable that is neither, found by beams over the
+    trie of identifiers (titles under BIGRec too, where the peers write freely and may name no item), scored as in
+    evaluation (``decode.renormalise``). Where the task is to choose among candidates, both come from the row's own
+    candidates, as in S-DPO.
 
     Args:
         config: the run's settings.
@@ -128,7 +130,8 @@ def rejected_items(
         model.eval()
         seen = pairs.seen()
         part = [own.examples, iteration] if own.examples else None
-        what = {"weights": weights, "count": own.negatives, "beams": own.num_beams, "part": part}
+        scores = config.settings.decode.renormalise
+        what = {"weights": weights, "count": own.negatives, "beams": own.num_beams, "part": part, "legal only": scores}
         return kept.get("self_hard", what, len(pairs), lambda some: _self_hard(config, model, pairs, seen, some))[None]
     group = model.catalog.leaf_of_item.numpy()
     if own.source == "similar":
@@ -172,6 +175,7 @@ def _self_hard(config: Any, model: GenerativeRecommender, pairs: Pairs, seen: li
         pairs.target[rows],
         count=own.negatives,
         num_beams=own.num_beams,
+        renormalise=config.settings.decode.renormalise,
         batch_size=config["eval_batch_size"],
         device=model.backbone.device,
         candidates=pairs.choices(rows),

@@ -31,6 +31,20 @@ def _listed(value: Any) -> Any:
 Tasks = Annotated[tuple[Task, ...], BeforeValidator(_listed)]
 
 
+AUTO_GAMMA = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""What ``bigrec.gamma: auto`` chooses from."""
+
+
+def _gammas(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("give a number from 0 on, a list of such numbers, or auto")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return AUTO_GAMMA if value == "auto" else (value,) if number else value
+
+
+Gammas = Annotated[tuple[NonNegative, ...], BeforeValidator(_gammas), Field(min_length=1)]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused, docstrings under the fields are their help."""
 
@@ -202,8 +216,8 @@ class BIGRecSettings(Section):
     """Tokens of a freely generated title at most."""
     embedder: Literal["base", "model"] = "base"
     """Whose last hidden states are compared: the backbone's before training, or as it is now (``tiny``: always so)."""
-    gamma: NonNegative = 0.0
-    """Strength of the popularity or CF score in the distance; 0 leaves it out."""
+    gamma: Gammas = (0.0,)
+    """Strength of the popularity or CF score in the distance, 0: none; ``auto`` or a list: the best on validation."""
     weight_by: Literal["popularity", "cf"] = "popularity"
     """What ``gamma`` weighs the distance by: interactions in the training part, or the reward model's scores."""
 
@@ -341,7 +355,7 @@ class PreferenceSettings(Section):
     dropout: bool = False
     """Train with the backbone's dropout, which the reference is free of."""
     checkpoint: str | None = None
-    """Folder of an LCRec run on the same data to start from; default: trained once, cached by content, shared."""
+    """Folder of an LCRec (or BIGRec) run on the same data to start from; default: trained once, cached, shared."""
 
 
 class TrainSettings(Section):

@@ -1,8 +1,9 @@
 """The stages of a run of a language model: supervised fine-tuning and, for some models, preference training after it.
 
-The supervised stage of a preference model is what ``--model=LCRec`` trains; all preference models on the same data,
-backbone and settings share it. Every stage but the last is kept by content in ``cache_dir`` with a manifest, is skipped
-when it is done and goes on where it was interrupted; the last one's folder is the run's own.
+The supervised stage of a preference model is what ``--model=LCRec`` trains, or ``--model=BIGRec`` under titles; all
+preference models on the same data, backbone and settings share it. Every stage but the last is kept by content in
+``cache_dir`` with a manifest, is skipped when it is done and goes on where it was interrupted; the last one's folder is
+the run's own.
 """
 
 import copy
@@ -19,7 +20,9 @@ from recbole.utils import init_seed, set_color
 from recbole_ilrec import processes
 from recbole_ilrec.checkpoint import STATE, checkpoints, fingerprint
 from recbole_ilrec.diagnosis import diagnose, log_findings
+from recbole_ilrec.gamma_choice import choose_gamma
 from recbole_ilrec.interrupts import Interrupted
+from recbole_ilrec.lookup import PARADIGM_OF
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.outcome import HOW_OFTEN_SAVED, outcome_settings
 from recbole_ilrec.preference_trainer import PreferenceTrainer
@@ -37,7 +40,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "stage.json"
 RESULT = "result.json"
 """In a run's folder: its metrics, versions and command."""
-SUPERVISED = {"lcrec": "LCRec"}
+SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
 """Paradigm -> the model whose training is the supervised stage."""
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
@@ -54,7 +57,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
         ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
         ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
-        choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule.
+        choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule. Where ``bigrec.gamma`` was
+        chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how.
     """
     init_seed(config["seed"], config["reproducibility"])
     with processes.first_alone():
@@ -70,12 +74,15 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     with spent_on("supervised" if model.preference is None else "preference"):
         best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
     with spent_on("evaluation"):
+        chosen = choose_gamma(trainer)
+        if chosen is not None:
+            best_score, best_result = chosen.valid_score, chosen.valid_result
         test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
     if saved and processes.is_first():
         trainer.save_ranks("test")
         with write_atomically(trainer.run_folder / RESULT) as stream:
             json.dump({"valid": best_result, "test": test_result, **machine()}, stream, indent=1)
-    return {
+    result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,
@@ -87,6 +94,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
         **({"answers": trainer.answers} if trainer.answers else {}),
     }
+    return result if chosen is None else {**result, "gamma": asdict(chosen)}
 
 
 def run_folder(config: Any) -> Path:
@@ -133,7 +141,7 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
     """Give ``model`` its supervised weights: those of ``preference.checkpoint``, the cached ones, or ones trained now.
 
     Choice: A.4 says that preference training starts from the checkpoint of supervised fine-tuning, not from which
-    epoch: it is the best on validation, as ``--model=LCRec`` would report it.
+    epoch: it is the best on validation, as ``--model=LCRec`` or ``BIGRec`` would report it.
 
     Returns:
         the checkpoint.

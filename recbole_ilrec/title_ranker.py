@@ -6,7 +6,8 @@ Joins generation, embedding and distances; the vectors of the items' titles are 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class TitleRanker:
         titles: title of items 1 .. I.
         reward_model: gives the collaborative model for ``bigrec.weight_by=cf``; asked only then.
 
+    Attributes:
+        gamma: strength of the statistic in :meth:`rank`; the smallest of ``bigrec.gamma`` until one is chosen.
+
     Raises:
         UserError: answers have no end token.
     """
@@ -65,6 +69,7 @@ class TitleRanker:
     ):
         self.config = config
         self.settings = config.settings.bigrec
+        self.gamma = min(self.settings.gamma)
         self.dataset = dataset
         self.backbone = backbone
         self.encoder = encoder
@@ -81,6 +86,12 @@ class TitleRanker:
 
     def rank(self, pairs: Pairs, count: int, *, batch_size: int, progress: str | None = None) -> Ranking:
         """The ``count`` best identifiers of each user, ``[B, count]`` in the order of ``pairs``."""
+        return next(self.rankings(pairs, count, [self.gamma], batch_size=batch_size, progress=progress))
+
+    def rankings(
+        self, pairs: Pairs, count: int, gammas: Sequence[float], *, batch_size: int, progress: str | None = None
+    ) -> Iterator[Ranking]:
+        """What :meth:`rank` gives under each of several ``gammas``; titles are generated and embedded once."""
         hybrid = self.settings.ranker == "hybrid"
         shared: dict[str, Any] = {"batch_size": batch_size, "device": self.backbone.device, "progress": progress}
         shared["share"] = processes.rank(), processes.world()
@@ -98,10 +109,11 @@ class TitleRanker:
             )
             items = self.embed(self.titles, cached=True)
             queries = self._embed_answers(self._of_all_processes(answers))
-        statistic = self._statistic(pairs) if self.settings.gamma else None
+        statistic = self._statistic(pairs) if any(gammas) else None
         wanted = count + (beams.leaf.shape[1] if hybrid else 0)
-        near = nearest(queries, items, wanted, statistic=statistic, gamma=self.settings.gamma, closed=closed)
-        return beams_first(beams, near, count) if hybrid else near
+        for gamma in gammas:
+            near = nearest(queries, items, wanted, statistic=statistic, gamma=gamma, closed=closed)
+            yield beams_first(beams, near, count) if hybrid else near
 
     def _closed(self, pairs: Pairs) -> Tensor | None:
         if not self.config.settings.decode.exclude_history:
@@ -153,13 +165,24 @@ class TitleRanker:
         return base_states(local_backbone(self.config), texts, pooling="last", device=device, progress=label)
 
     def _key(self, texts: Sequence[str]) -> str:
-        """Of the titles and the base model: its files by name, size and time, a hub id by its commit."""
+        """Of the titles and the base model, as it is loaded."""
         backbone = local_backbone(self.config)
-        folder = Path(str(backbone.path))
-        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        what = [list(texts), backbone.path, backbone.revision, backbone.dtype, backbone.quantization, stats]
+        what = [list(texts), backbone.dtype, backbone.quantization, self._base_identity]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _base_identity(self) -> list[Any]:
+        """What tells the base model from others: the contents of its files, or a hub id with its commit."""
+        backbone = local_backbone(self.config)
+        path = Path(str(backbone.path))
+        if not path.exists():
+            return [backbone.path, backbone.revision, getattr(self.backbone.model.config, "_commit_hash", None)]
+        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+        found = []
+        for file in files:
+            with file.open("rb") as stream:
+                found.append([file.name, hashlib.file_digest(stream, "sha256").hexdigest()])
+        return found
 
     def _statistic(self, pairs: Pairs) -> Tensor:
         """``[leaves]`` popularity, or ``[B, leaves]`` scores of the reward model."""

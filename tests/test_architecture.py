@@ -42,8 +42,8 @@ SEAMS = (
     "dataset", "checkpoint", "run_folder", "collector", "rank_metrics", "classical", "classical_run", "reward_model",
     "pretrained", "item_index", "title_ranker", "alignment", "model", "choice", "rejected", "generative_metrics",
     "weights", "micro_batches", "loop", "epochs", "task_batches", "layer_losses", "training_arguments", "trainer",
-    "preference_trainer", "diagnosis", "stages", "certificate", "export", "quick_start", "experiments", "tables",
-    "figures", "result_file", "table_verb", "doctor", "compare", "cli", "__main__",
+    "preference_trainer", "gamma_choice", "diagnosis", "stages", "certificate", "export", "quick_start",
+    "experiments", "tables", "figures", "result_file", "table_verb", "doctor", "compare", "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on

@@ -145,3 +145,20 @@ def test_exact_search_finds_the_first_places_of_exhaustive_scoring(world, settin
     assert not narrow.certified(3).all() and exact.certified(3).all()
     assert exact.leaf.tolist() == whole.leaf[:, :3].tolist()
     np.testing.assert_allclose(exact.score, whole.score[:, :3], atol=2e-5)
+
+
+def test_only_beams_that_are_still_open_cost_a_step(monkeypatch):
+    backbone = small_backbone(TOKENS).eval()
+    identifiers = [*((token,) for token in range(6)), (6, 0, 1, 2)]
+    encoder = compact_encoder(backbone, small_catalog(backbone, identifiers))
+    widths, extend = [], backbone.extend
+
+    def noted(state, tokens, visible, depth):
+        widths.append((tokens.shape[1], visible.shape[-1]))
+        return extend(state, tokens, visible, depth)
+
+    monkeypatch.setattr(backbone, "extend", noted)
+    settings = DecodeSettings(num_beams=7)
+    histories = [np.array([1, 2]), np.array([7, 1])]
+    rank_users(backbone, encoder, histories, settings, batch_size=2, device=torch.device("cpu"))
+    assert widths == [(7, 7), (1, 8), (1, 9), (1, 10)]

@@ -144,6 +144,7 @@ def test_self_hard_items_are_the_most_probable_wrong_ones(world):
         pairs.target,
         count=2,
         num_beams=20,
+        renormalise=False,
         batch_size=4,
         device=torch.device("cpu"),
     )

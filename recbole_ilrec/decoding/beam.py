@@ -29,7 +29,10 @@ class Stepper(Protocol):
 
 @dataclass(frozen=True)
 class _Beams:
-    """The live set: ``node``, ``score`` are ``[B, W]``; ``states [B, W, H]``; ``visible [B, W, S]`` bool."""
+    """The live set, of which the first O beams of a user hold all that are still open, the others are complete.
+
+    ``node``, ``score`` are ``[B, W]``; ``states [B, O, H]``; ``visible [B, O, S]`` bool.
+    """
 
     node: Tensor
     score: Tensor
@@ -95,14 +98,25 @@ def beam_search(
         if not bool(open_beams.any()):
             leaf = torch.where(node >= 0, trie.leaf[node.clamp_min(0)].long(), -1)
             return Ranking(leaf=leaf, score=score, bound=bound)
-        # Complete beams are carried along with a dummy token: they are few, and the batch stays rectangular.
-        width = node.shape[1]
+        width = int(open_beams.sum(1).max())
+        node, score, parent, token = _open_first(open_beams, node, score, parent, token)
+        parent, token = parent[:, :width], token[:, :width]
         itself = torch.eye(width, dtype=torch.bool, device=device).expand(batch, width, width)
         inherited = beams.visible.gather(1, parent[..., None].expand(-1, -1, beams.visible.shape[-1]))
         visible = torch.cat([inherited, itself], dim=-1)
         states = stepper.extend(cache, token.clamp_min(0), visible, depth)
         beams = _Beams(node=node, score=score, states=states, visible=visible)
         depth += 1
+
+
+def _open_first(open_beams: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """Columns ``[B, W]`` with each user's open beams before the others.
+
+    Only open beams go on, which for titles soon are few. To keep the batch rectangular, a user who has fewer of them
+    than another carries complete ones along with a dummy token.
+    """
+    order = open_beams.int().argsort(dim=1, descending=True, stable=True)
+    return tuple(column.gather(1, order) for column in columns)
 
 
 def _expand(
@@ -114,10 +128,10 @@ def _expand(
     banned: Tensor | None,
     allowed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The best W among all children of open beams and all complete beams: node, score, parent beam, token; and the
-    score ``[B]`` of the best that is left out."""
-    batch, width = beams.node.shape
-    first, count = trie.fan_out(beams.node)
+    """The best W among all children of open beams and all complete beams: node, score, parent beam, token (``[B, W]``;
+    parent and token mean nothing for a beam that was complete before); and the score ``[B]`` of the best left out."""
+    batch, width = beams.states.shape[:2]
+    first, count = trie.fan_out(beams.node[:, :width])
     fan = max(int(count.max()), 1)
     offsets = torch.arange(fan, device=first.device)
     legal = offsets < count[..., None]
@@ -132,7 +146,7 @@ def _expand(
     picked = logits.gather(-1, token)
     total = picked.masked_fill(~legal, -torch.inf) if renormalise else logits
     log_mass = total.logsumexp(-1, keepdim=True).masked_fill(count[..., None] == 0, 0.0)
-    child_score = (beams.score[..., None] + picked - log_mass).masked_fill(~legal, -torch.inf)
+    child_score = (beams.score[:, :width, None] + picked - log_mass).masked_fill(~legal, -torch.inf)
     complete = (beams.node >= 0) & (trie.leaf[beams.node.clamp_min(0)] >= 0)
     kept_score = beams.score.masked_fill(~complete, -torch.inf)
     candidates = torch.cat([child_score.flatten(1), kept_score], dim=1)
@@ -140,11 +154,11 @@ def _expand(
     dropped = score[:, -1] if score.shape[1] > num_beams else torch.full_like(score[:, 0], -torch.inf)
     score, index = score[:, :num_beams], index[:, :num_beams]
     is_child = index < width * fan
-    parent = torch.where(is_child, index // fan, index - width * fan)
+    itself = (index - width * fan).clamp_min(0)
     child_index = index.clamp_max(width * fan - 1)
-    node = torch.where(is_child, edge.flatten(1).gather(1, child_index) + 1, beams.node.gather(1, parent))
+    node = torch.where(is_child, edge.flatten(1).gather(1, child_index) + 1, beams.node.gather(1, itself))
     node = torch.where(score > -torch.inf, node, -1)
-    return node, score, parent, token.flatten(1).gather(1, child_index), dropped
+    return node, score, child_index // fan, token.flatten(1).gather(1, child_index), dropped
 
 
 def _count(trie: Trie, node: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

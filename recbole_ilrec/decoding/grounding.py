@@ -27,7 +27,8 @@ def nearest(
     user's statistic scaled to [0, 1].
 
     Choice: BIGRec chooses gamma on validation anew for each metric and each cut-off, which flatters the result. Here
-    one gamma holds for a model (``bigrec.gamma``, 0 by default).
+    one gamma holds for a model: a number (``bigrec.gamma``, 0 by default), or the best of a few by ``valid_metric``
+    (``bigrec.gamma: auto``).
 
     Args:
         queries: ``[B, H]`` vector of each user's generated title.

@@ -24,6 +24,7 @@ def self_hard_items(
     *,
     count: int,
     num_beams: int,
+    renormalise: bool,
     batch_size: int,
     device: torch.device,
     progress: str | None = None,
@@ -42,6 +43,7 @@ def self_hard_items(
         targets: ``[rows]`` the right items.
         count: R, items of a row.
         num_beams: width of the search.
+        renormalise: score a token among the legal ones only.
         batch_size: rows decoded together.
         device: where the model is.
         progress: label of a progress bar, none without.
@@ -52,7 +54,7 @@ def self_hard_items(
     """
     catalog = encoder.catalog
     banned = [np.concatenate([past, _twins(catalog, item)]) for past, item in zip(seen, targets, strict=True)]
-    settings = DecodeSettings(num_beams=max(num_beams, count), exclude_history=True)
+    settings = DecodeSettings(num_beams=max(num_beams, count), renormalise=renormalise, exclude_history=True)
     ranking = rank_users(
         stepper,
         encoder,
