@@ -27,7 +27,7 @@ def measurements(quick: bool) -> Iterator[tuple[str, dict[str, Any], dict[str, f
         for kind in KINDS:
             for share in (0.25, 1.0):
                 what = {"vocabulary": vocab, "rows": kind, "cpd_share": share}
-                yield "step", what, steps.ratios(vocab, kind, share, rounds)
+                yield "step", what, steps.ratios(vocab, kind, share, rounds if vocab < 10_000 else 3)
             peaks = {name: int(in_child("--memory", str(vocab), kind, name)) for name in ("sft", "ilrec")}
             numbers = {"memory ratio": peaks["ilrec"] / peaks["sft"], "sft peak GB": peaks["sft"] / 1e9}
             yield "memory", {"vocabulary": vocab, "rows": kind, "cpd_share": 1.0}, numbers

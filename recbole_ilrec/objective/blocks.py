@@ -84,7 +84,9 @@ class HeadLoss:
         self._vocab_size = probe.shape[1]
         self._inputs = [states.final, *states.candidates, *leaves_of(probe)]
         self._learns = torch.is_grad_enabled() and any(x.requires_grad for x in self._inputs)
-        self._gradients = [torch.zeros_like(x) if self._learns and x.requires_grad else None for x in self._inputs]
+        rowwise = self._inputs[: 1 + len(states.candidates)]
+        self._gradients = [torch.zeros_like(x) if self._learns and x.requires_grad else None for x in rowwise]
+        self._gradients += [None] * (len(self._inputs) - len(rowwise))  # the first product becomes the sum
 
     @torch.no_grad()
     def sums(self, loss: BlockLoss) -> dict[str, Tensor]:
@@ -168,8 +170,14 @@ class HeadLoss:
         )
         for (i, _), gradient in zip(wanted, found, strict=True):
             kept = self._gradients[i]
-            if gradient is not None and kept is not None:
-                kept[low : low + len(gradient)].add_(gradient) if i < len(leaves) else kept.add_(gradient)
+            if gradient is None:
+                continue
+            if kept is None:
+                self._gradients[i] = gradient
+            elif i < len(leaves):
+                kept[low : low + len(gradient)].add_(gradient)
+            else:
+                kept.add_(gradient)
 
     def with_gradient(self, value: Tensor) -> Tensor:
         """``value`` with the gradients of the last :meth:`sums`."""
