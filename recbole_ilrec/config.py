@@ -22,7 +22,7 @@ from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.lookup import PARADIGM_OF, find_model, keys_read_by, known_keys, refuse_unknown
 from recbole_ilrec.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.recbole_values import check_metrics, check_values
-from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings
+from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings, flat_sections
 
 GIVEN = "config_dict or command line"
 DERIVED = "derived from other settings"
@@ -139,7 +139,7 @@ class Config(RecBoleConfig):
                 layers.append((f"properties/{PRETRAINED}", read_yaml(root / PRETRAINED)))
             layers.append((origin, layer))
             more = self._combined_files([own for _, own in layers], layer.get("backbone"))
-            layers += [(f"properties/{p.relative_to(root)}", _flat_sections(read_yaml(p))) for p in more if p.is_file()]
+            layers += [(f"properties/{p.relative_to(root)}", flat_sections(read_yaml(p))) for p in more if p.is_file()]
         return layers
 
     def _combined_files(self, layers: list[dict[str, Any]], backbone: object) -> list[Path]:
@@ -158,7 +158,7 @@ class Config(RecBoleConfig):
         name = given if isinstance(given, str) else (named or [Settings().backbone_name])[-1]
         path = preset("backbone", name)
         if path.is_file() and "/" not in name:
-            return f"properties/backbone/{name}.yaml", {"backbone": name, **_flat_sections(read_yaml(path))}
+            return f"properties/backbone/{name}.yaml", {"backbone": name, **flat_sections(read_yaml(path))}
         if "/" in name or Path(name).exists():
             return f"backbone={name}", {"backbone.path": name}
         if name == Settings().backbone_name:
@@ -183,7 +183,7 @@ class Config(RecBoleConfig):
                     value = {**final["eval_args"], **value} if isinstance(final.get("eval_args"), dict) else value
                 final[key] = value
                 self.origin[key] = origin
-            self.origin.update(dict.fromkeys(_flat_sections(layer), origin))
+            self.origin.update(dict.fromkeys(flat_sections(layer), origin))
         return final
 
     def _typed(self, layers: list[tuple[str, dict[str, Any]]]) -> Settings:
@@ -191,7 +191,7 @@ class Config(RecBoleConfig):
         bag: dict[str, Any] = {}
         read_by_model = set() if self.is_llm else keys_read_by(self.model_class)
         for _, layer in layers:
-            for key, value in _flat_sections(layer).items():
+            for key, value in flat_sections(layer).items():
                 if key not in read_by_model:
                     target = FLAT_KEYS.get(key, key)
                     bag[target if "." in target else key] = value
@@ -294,17 +294,6 @@ class Config(RecBoleConfig):
         """RecBole's settings as plain values that JSON can hold; objects are given as text."""
         plain = (str, int, float, bool, list, dict, type(None))
         return {k: v if isinstance(v, plain) else str(v) for k, v in self.final_config_dict.items()}
-
-
-def _flat_sections(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"decode": {"num_beams": 5}}`` as ``{"decode.num_beams": 5}``, so that layers can be laid over each other."""
-    flat: dict[str, Any] = {}
-    for key, value in layer.items():
-        if key in SECTIONS and isinstance(value, Mapping):
-            flat.update({f"{key}.{name}": entry for name, entry in value.items()})
-        else:
-            flat[key] = value
-    return flat
 
 
 def _missing_dataset(name: str, root: Path) -> UserError:

@@ -1,15 +1,21 @@
 """Cross-entropy of every layer's own prediction while training goes on (Fig. 2 of the paper)."""
 
+import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from recbole.utils import dict2str, set_color
 
+from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.model import GenerativeRecommender
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.prompt.encode import Example
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.schema import TokenBatch
+
+logger = logging.getLogger(__name__)
 
 USERS = 256
 """Users on whom the layers are compared."""
@@ -38,6 +44,19 @@ def layer_losses(model: GenerativeRecommender, pairs: Pairs) -> list[float]:
             sums[layer] += cross_entropy(states.head(state), batch.targets).sum().item()
         tokens += batch.count
     return (sums / tokens).tolist()
+
+
+def note_layer_losses(loop: StepTrainer, model: GenerativeRecommender, pairs: Pairs) -> dict[str, Any]:
+    """Say in the log and in TensorBoard what the layers lose now.
+
+    Returns:
+        ``epoch`` (epochs done), ``step`` and ``losses`` of :func:`layer_losses`.
+    """
+    losses = layer_losses(model, pairs)
+    named = {str(layer): loss for layer, loss in enumerate(losses, start=1)}
+    logger.info("%s: %s", set_color("loss of each layer", "blue"), dict2str(named))
+    loop.log({f"eval_layer_loss/{layer}": loss for layer, loss in named.items()})
+    return {"epoch": float(loop.state.epoch or 0.0), "step": loop.state.global_step, "losses": losses}
 
 
 def _batches(model: GenerativeRecommender, pairs: Pairs) -> Iterator[TokenBatch]:

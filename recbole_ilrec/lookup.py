@@ -25,7 +25,7 @@ switch_off_anomaly_detection()
 
 MODELS: Registry[type] = Registry(
     "model",
-    {name: f"recbole_ilrec.model:{name}" for name in ("ILRec", "LCRec", "BIGRec", "DPO", "SDPO", "RosePO", "SPRec")},
+    {name: f"recbole_ilrec.methods:{name}" for name in ("ILRec", "LCRec", "BIGRec", "DPO", "SDPO", "RosePO", "SPRec")},
 )
 """Language models as recommenders: the rows of Table 1 that this package trains."""
 

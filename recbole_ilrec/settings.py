@@ -518,3 +518,14 @@ def _user_error(error: ValidationError) -> UserError:
         known = [key for key in known_keys() if "." in key]
         return UserError(f"Unknown setting '{dotted}'. {did_you_mean(dotted, known)}See docs/settings.md for all.")
     return UserError(f"{short}={first['input']!r} is not allowed: {first['msg']}. See docs/settings.md.")
+
+
+def flat_sections(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"decode": {"num_beams": 5}}`` as ``{"decode.num_beams": 5}``, so that layers can be laid over each other."""
+    flat: dict[str, Any] = {}
+    for key, value in layer.items():
+        if key in SECTIONS and isinstance(value, Mapping):
+            flat.update({f"{key}.{name}": entry for name, entry in value.items()})
+        else:
+            flat[key] = value
+    return flat

@@ -29,7 +29,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.generative_metrics import GenerativeMetrics
 from recbole_ilrec.interrupts import Interrupted, StopSignals
-from recbole_ilrec.layer_losses import layer_losses
+from recbole_ilrec.layer_losses import note_layer_losses
 from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.micro_batches import MicroBatches
 from recbole_ilrec.model import GenerativeRecommender, to_pairs
@@ -261,7 +261,8 @@ class GenerativeTrainer:
         )
         logger.info("%s: \n%s", set_color("valid result", "blue"), dict2str(result))
         if self.config.settings.train.layer_losses:
-            self._compare_layers(loop)
+            assert self.valid_pairs is not None
+            self.progress.layer_losses.append(note_layer_losses(loop, self.model, self.valid_pairs))
         if better:
             progress.best_result = dict(result)
             if self.saved and processes.is_first():
@@ -272,15 +273,6 @@ class GenerativeTrainer:
             loop.control.should_training_stop = True
             logger.info("Finished training, no better result in %d evaluations", progress.waited)
         return {f"eval_{name}": float(value) for name, value in result.items()}
-
-    def _compare_layers(self, loop: StepTrainer) -> None:
-        assert self.valid_pairs is not None
-        losses = layer_losses(self.model, self.valid_pairs)
-        done = {"epoch": float(loop.state.epoch or 0.0), "step": loop.state.global_step}
-        self.progress.layer_losses.append({**done, "losses": losses})
-        named = {str(layer): loss for layer, loss in enumerate(losses, start=1)}
-        logger.info("%s: %s", set_color("loss of each layer", "blue"), dict2str(named))
-        loop.log({f"eval_layer_loss/{layer}": loss for layer, loss in named.items()})
 
     def _save_best(self, score: float) -> None:
         content = {

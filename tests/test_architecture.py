@@ -40,10 +40,11 @@ SEAMS = (
     "errors", "registry", "schema", "settings", "compat", "device", "interrupts", "processes", "presets",
     "reference_pages", "recbole_values", "lookup", "config", "outcome", "interaction_file", "sequences", "candidates",
     "dataset", "checkpoint", "run_folder", "collector", "rank_metrics", "classical", "classical_run", "reward_model",
-    "pretrained", "item_index", "title_ranker", "alignment", "model", "choice", "rejected", "generative_metrics",
-    "weights", "micro_batches", "loop", "epochs", "task_batches", "layer_losses", "training_arguments", "trainer",
-    "preference_trainer", "gamma_choice", "diagnosis", "stages", "certificate", "export", "quick_start",
-    "experiments", "tables", "figures", "result_file", "table_verb", "doctor", "compare", "cli", "__main__",
+    "pretrained", "item_index", "title_ranker", "alignment", "model", "methods", "choice", "rejected",
+    "generative_metrics", "weights", "micro_batches", "loop", "epochs", "task_batches", "layer_losses",
+    "training_arguments", "trainer", "preference_trainer", "gamma_choice", "diagnosis", "stages", "certificate",
+    "export", "quick_start", "experiments", "tables", "figures", "result_file", "table_verb", "doctor", "compare",
+    "cli", "__main__",
 )
 """Modules at the package root; each may import only sub-packages and the modules before it."""
 # fmt: on
@@ -54,7 +55,7 @@ MAY_LOAD_THEM = frozenset(("loop", "epochs", "training_arguments", "trainer"))
 
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 LONG_FILES = {
-    "settings.py": (520, "a list of fields with their help: splitting it would hide what can be set"),
+    "settings.py": (540, "a list of fields with their help: splitting it would hide what can be set"),
 }
 """Files over the limit -> their own limit and why."""
 

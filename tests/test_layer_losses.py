@@ -8,7 +8,8 @@ import torch
 from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import build_data
 from recbole_ilrec.layer_losses import USERS, layer_losses
-from recbole_ilrec.model import LCRec, to_pairs
+from recbole_ilrec.methods import LCRec
+from recbole_ilrec.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from tests.worlds import QUICK, ring_world, write_dataset
 

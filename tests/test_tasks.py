@@ -13,7 +13,7 @@ from recbole_ilrec.checkpoint import checkpoints, load_state
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.loop import StepTrainer
-from recbole_ilrec.model import ILRec
+from recbole_ilrec.methods import ILRec
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows

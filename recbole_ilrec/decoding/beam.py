@@ -98,15 +98,21 @@ def beam_search(
         if not bool(open_beams.any()):
             leaf = torch.where(node >= 0, trie.leaf[node.clamp_min(0)].long(), -1)
             return Ranking(leaf=leaf, score=score, bound=bound)
-        width = int(open_beams.sum(1).max())
         node, score, parent, token = _open_first(open_beams, node, score, parent, token)
-        parent, token = parent[:, :width], token[:, :width]
-        itself = torch.eye(width, dtype=torch.bool, device=device).expand(batch, width, width)
-        inherited = beams.visible.gather(1, parent[..., None].expand(-1, -1, beams.visible.shape[-1]))
-        visible = torch.cat([inherited, itself], dim=-1)
+        going_on = int(open_beams.sum(1).max())
+        parent, token = parent[:, :going_on], token[:, :going_on]
+        visible = _seen(beams.visible, parent)
         states = stepper.extend(cache, token.clamp_min(0), visible, depth)
         beams = _Beams(node=node, score=score, states=states, visible=visible)
         depth += 1
+
+
+def _seen(visible: Tensor, parent: Tensor) -> Tensor:
+    """What new beams see ``[B, W, S + W]``: what their parents saw in ``visible [B, P, S]``, and each itself."""
+    batch, width = parent.shape
+    itself = torch.eye(width, dtype=torch.bool, device=parent.device).expand(batch, width, width)
+    inherited = visible.gather(1, parent[..., None].expand(-1, -1, visible.shape[-1]))
+    return torch.cat([inherited, itself], dim=-1)
 
 
 def _open_first(open_beams: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
