@@ -77,17 +77,9 @@ def beam_search(
     Returns:
         at most W identifiers a user, best first; never an invalid or repeated one.
     """
-    batch = len(input_ids)
     states, cache = stepper.prefill(input_ids, mask)
-    device = input_ids.device
-    beams = _Beams(
-        node=torch.full((batch, 1), ROOT, device=device),
-        score=torch.zeros(batch, 1, device=device),
-        states=states,
-        visible=torch.zeros(batch, 1, 0, dtype=torch.bool, device=device),
-    )
-    depth = 0
-    bound = torch.full((batch,), -torch.inf, device=device)
+    beams, depth = _root(states), 0
+    bound = torch.full((len(input_ids),), -torch.inf, device=input_ids.device)
     shortcut = trie.only_leaf() if renormalise else None
     while True:
         node, score, parent, token, dropped = _expand(stepper, trie, beams, num_beams, renormalise, banned, allowed)
@@ -105,6 +97,17 @@ def beam_search(
         states = stepper.extend(cache, token.clamp_min(0), visible, depth)
         beams = _Beams(node=node, score=score, states=states, visible=visible)
         depth += 1
+
+
+def _root(states: Tensor) -> _Beams:
+    """One beam for each user, which has taken no token yet; ``states`` are ``[B, 1, H]``."""
+    batch, device = len(states), states.device
+    return _Beams(
+        node=torch.full((batch, 1), ROOT, device=device),
+        score=torch.zeros(batch, 1, device=device),
+        states=states,
+        visible=torch.zeros(batch, 1, 0, dtype=torch.bool, device=device),
+    )
 
 
 def _seen(visible: Tensor, parent: Tensor) -> Tensor:
