@@ -69,50 +69,73 @@ def rank_users(
         ``[users, W]`` on the CPU, in the order of ``histories``; every user is there, those of other shares with -1
         and -inf, so that the shares are joined by their maximum.
     """
-    catalog, seen = encoder.catalog, histories if seen is None else seen
-    trie = catalog.trie.to(device)
-    order = np.argsort([-len(history) for history in histories], kind="stable")
-    beams = settings.num_beams if candidates is None else max(map(len, candidates))
-    width = min(beams, catalog.num_leaves)
-    leaf = torch.full((len(histories), width), -1)
-    score = torch.full((len(histories), width), -torch.inf)
-    bound = torch.full((len(histories),), -torch.inf)
-
-    def search(rows: np.ndarray, beams: int) -> np.ndarray:
-        """Fill in the lists of some users; the users whose first places are not proven."""
-        choices = None if candidates is None else [candidates[row] for row in rows]
-        ids, mask = encoder.prompts([histories[row] for row in rows], candidates=choices)
-        past = [seen[row] for row in rows] if settings.exclude_history else None
-        banned, allowed = _limits(catalog, past, choices, device)
-        ranking = beam_search(
-            stepper,
-            trie,
-            ids.to(device),
-            mask.to(device),
-            num_beams=beams,
-            renormalise=settings.renormalise,
-            banned=banned,
-            allowed=allowed,
-        )
-        found = min(ranking.leaf.shape[1], width)
-        leaf[rows, :found], score[rows, :found] = ranking.leaf[:, :found].cpu(), ranking.score[:, :found].cpu()
-        assert ranking.bound is not None
-        bound[rows] = ranking.bound.cpu()
-        return rows[~ranking.certified(exact_places).cpu().numpy()] if exact_places else rows[:0]
-
+    seen = histories if seen is None else seen
+    lists = _Lists(stepper, encoder, histories, seen, candidates, settings, device, exact_places)
+    length = [len(history) for history in histories]
+    order = np.argsort([-size for size in length], kind="stable")
     with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
 
         def decode(rows: np.ndarray) -> None:
-            beams, left = width, search(rows, width)
-            while len(left) and beams < catalog.num_leaves:
-                beams = min(4 * beams, catalog.num_leaves)
-                parts = np.array_split(left, -(-len(left) * beams // (batch_size * width)))
-                left = np.concatenate([search(part, beams) for part in parts if len(part)])
+            lists.fill(rows, batch_size)
             bar.update(len(rows))
 
-        batches = _batches(order, [len(history) for history in histories], batch_size)
-        each_batch(batches[share[0] :: share[1]], decode)
-    return Ranking(leaf=leaf, score=score, bound=bound)
+        each_batch(_batches(order, length, batch_size)[share[0] :: share[1]], decode)
+    return Ranking(leaf=lists.leaf, score=lists.score, bound=lists.bound)
+
+
+class _Lists:
+    """The lists of all users, filled in some users at a time; arguments as of :func:`rank_users`."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        encoder: PromptEncoder,
+        histories: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray],
+        candidates: Sequence[np.ndarray] | None,
+        settings: DecodeSettings,
+        device: torch.device,
+        exact_places: int,
+    ):
+        self.stepper, self.encoder, self.settings, self.device = stepper, encoder, settings, device
+        self.histories, self.seen, self.candidates, self.exact_places = histories, seen, candidates, exact_places
+        self.trie = encoder.catalog.trie.to(device)
+        beams = settings.num_beams if candidates is None else max(map(len, candidates))
+        self.width = min(beams, encoder.catalog.num_leaves)
+        self.leaf = torch.full((len(histories), self.width), -1)
+        self.score = torch.full((len(histories), self.width), -torch.inf)
+        self.bound = torch.full((len(histories),), -torch.inf)
+
+    def fill(self, rows: np.ndarray, batch_size: int) -> None:
+        """Search, and search wider where the first places are not proven."""
+        beams, left = self.width, self._search(rows, self.width)
+        while len(left) and beams < self.encoder.catalog.num_leaves:
+            beams = min(4 * beams, self.encoder.catalog.num_leaves)
+            parts = np.array_split(left, -(-len(left) * beams // (batch_size * self.width)))
+            left = np.concatenate([self._search(part, beams) for part in parts if len(part)])
+
+    def _search(self, rows: np.ndarray, beams: int) -> np.ndarray:
+        """Fill in the lists of some users; the users whose first places are not proven."""
+        choices = None if self.candidates is None else [self.candidates[row] for row in rows]
+        ids, mask = self.encoder.prompts([self.histories[row] for row in rows], candidates=choices)
+        past = [self.seen[row] for row in rows] if self.settings.exclude_history else None
+        banned, allowed = _limits(self.encoder.catalog, past, choices, self.device)
+        ranking = beam_search(
+            self.stepper,
+            self.trie,
+            ids.to(self.device),
+            mask.to(self.device),
+            num_beams=beams,
+            renormalise=self.settings.renormalise,
+            banned=banned,
+            allowed=allowed,
+        )
+        found = min(ranking.leaf.shape[1], self.width)
+        self.leaf[rows, :found] = ranking.leaf[:, :found].cpu()
+        self.score[rows, :found] = ranking.score[:, :found].cpu()
+        assert ranking.bound is not None
+        self.bound[rows] = ranking.bound.cpu()
+        return rows[~ranking.certified(self.exact_places).cpu().numpy()] if self.exact_places else rows[:0]
 
 
 def _limits(
