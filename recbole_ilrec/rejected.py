@@ -107,9 +107,8 @@ def rejected_items(
     Choice: A.4 names one self-generated item for RosePO and five random ones for S-DPO, not how they are drawn: random
     ones come evenly from the catalogue, without the history and the target, anew in each epoch
     (``preference.fresh_negatives``); a self-generated one is the most probable that is neither, found by beams over the
-    trie of identifiers (titles under BIGRec too, where the peers write freely and may name no item), scored as in
-    evaluation (``decode.renormalise``). Where the task is to choose among candidates, both come from the row's own
-    candidates, as in S-DPO.
+    trie of identifiers (where peers write titles freely and may name no item), scored as in evaluation
+    (``decode.renormalise``). In a choice among candidates both come from the row's own, as in S-DPO.
 
     Args:
         config: the run's settings.
