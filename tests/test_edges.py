@@ -20,7 +20,7 @@ from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.reward_model import RewardModel
 from recbole_ilrec.sequences import Sequences
-from recbole_ilrec.settings import DecodeSettings
+from recbole_ilrec.settings import DecodeSettings, Settings
 from recbole_ilrec.weights import WeightAverage
 from tests.worlds import QUICK, compact_encoder, pairs_of, small_backbone, small_catalog, write_dataset
 
@@ -61,7 +61,8 @@ def test_an_item_older_than_the_window_is_left_out_too(place):
     settings = long_histories(place)
     data = build_data(Config("LCRec", "long", None, settings))
     names = {"USER_ID": "user_id", "ITEM_SEQ": "item_id_list", "ITEM_SEQ_LEN": "item_length", "POS_ITEM_ID": "item_id"}
-    model = SimpleNamespace(**names, sequences=data.test._dataset.sequences, time_field="timestamp")
+    sequences = data.test._dataset.sequences
+    model = SimpleNamespace(**names, sequences=sequences, time_field="timestamp", settings=Settings())
     pairs = to_pairs(data.test._dataset.inter_feat, model)
     assert max(map(len, pairs.histories(np.arange(len(pairs))))) == 3
     for seen, target in zip(pairs.seen(), pairs.target, strict=True):
