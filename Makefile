@@ -5,7 +5,7 @@ install:
 	pip install --no-deps recbole==1.2.1
 
 test:
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint:
 	ruff check .

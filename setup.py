@@ -14,9 +14,9 @@ README = HERE / "README.md"
 PROPERTIES = HERE / "properties"
 
 PAGE = ["matplotlib>=3.8"]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff", "mypy", *PAGE]
 QLORA = ["bitsandbytes>=0.46"]
 GGUF = ["gguf>=0.10"]
+TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", *PAGE, *QLORA, *GGUF]
 DOCS = ["mkdocs>=1.6"]
 
 setup(
@@ -60,7 +60,7 @@ setup(
         "gguf": GGUF,
         "page": PAGE,
         "docs": DOCS,
-        "dev": [*TEST, *DOCS, "pytest-xdist"],
+        "dev": [*TEST, *DOCS],
     },
     entry_points={"console_scripts": ["recbole-ilrec = recbole_ilrec.cli:main"]},
 )

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_ilrec.candidates import CANDIDATES
+from recbole_ilrec.checks.candidates import candidate_findings
 from recbole_ilrec.checks.finding import Finding, Level, needing_attention, of, summary
 from recbole_ilrec.checks.interactions import count_finding, order_findings
 from recbole_ilrec.checks.items import identifier_finding, lost_token_finding, prompt_finding, title_finding
@@ -33,7 +35,7 @@ def diagnose(config: Config, data: Data, model: Any = None) -> list[Finding]:
         data: its data.
         model: its language model; ``None`` leaves out what depends on one.
     """
-    findings = [*data_findings(config, data), *leak_findings(config, data)]
+    findings = [*data_findings(config, data), *leak_findings(config, data), *list_findings(config, data)]
     if model is None:
         return findings
     return [*findings, *training_findings(config, data, model), *item_findings(config, data, model)]
@@ -71,6 +73,18 @@ def leak_findings(config: Config, data: Data) -> list[Finding]:
         positions=data.dataset.time_order.positions,
         exclude_history=config.settings.decode.exclude_history,
     )
+
+
+def list_findings(config: Config, data: Data) -> list[Finding]:
+    """The candidate lists of the test rows, where the task is to choose among them."""
+    if config.settings.task != "candidates":
+        return []
+    test, train = data.test._dataset, data.train._dataset
+    rows = rows_of(test)
+    histories = [items[:length] for items, length in zip(rows.history, rows.length, strict=True)]
+    lists = [shown[shown > 0] for shown in test.inter_feat[CANDIDATES].numpy()]
+    trained = np.bincount(train.inter_feat[train.iid_field].numpy(), minlength=train.item_num)
+    return candidate_findings(histories, rows.target, lists, trained)
 
 
 def rows_of(part: SequenceDataset) -> Rows:

@@ -62,6 +62,8 @@ def export_run(run: Path, out: Path, *, merge: bool = False) -> Path:
     state = load_state(best)
     if "request" not in state:
         raise UserError(f"{run} is no run of a language model that can be exported: train it with this version.")
+    if state["settings"]["task"] == "candidates":
+        raise UserError(f"{run} chooses among candidates; only runs that rank all items (task=full) can be exported.")
     if out.exists():
         raise UserError(f"--out={out} is there already: give the name of a new folder.")
     config, data, model = _rebuilt(state, best, merge)

@@ -278,7 +278,7 @@ def test_a_choice_ends_with_its_paragraph_or_its_argument(tmp_path):
 
 
 def test_ci_and_make_run_the_tests_as_the_readme_says():
-    command = "python -m pytest"
+    command = "python -m pytest -n 2 --dist loadfile"
     assert f"\n{command}\n" in (PROJECT / "README.md").read_text(encoding="utf-8")
     assert f"\n{command}\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
     assert f"\t{command}\n" in (PROJECT / "Makefile").read_text(encoding="utf-8")

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from recbole_ilrec.candidates import CANDIDATES
+from recbole_ilrec.checks.finding import Level
 from recbole_ilrec.classical import ClassicalTrainer
 from recbole_ilrec.config import Config
 from recbole_ilrec.dataset import build_data
+from recbole_ilrec.diagnosis import diagnose, list_findings
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.model import to_pairs
 from recbole_ilrec.preparation.candidate_lists import CandidateRow, write_candidates
@@ -271,6 +273,15 @@ def test_what_does_not_fit_is_refused_in_one_line(ring, model, settings, message
     with pytest.raises(UserError, match=message) as error:
         built(model, **settings)
     assert "\n" not in str(error.value)
+
+
+def test_the_doctor_looks_at_the_lists_of_the_test_rows(ring):
+    config, data, model = built()
+    found = {finding.name: finding for finding in diagnose(config, data, model) if finding.group == "candidates"}
+    assert found["lists"].level is Level.OK and "position" in found
+    data.test._dataset.inter_feat[CANDIDATES][:, 0] = data.test._dataset.inter_feat[CANDIDATES][:, 1]
+    spoilt = [finding for finding in list_findings(config, data) if finding.level is Level.ATTENTION]
+    assert [finding.name for finding in spoilt] == ["lists"]
 
 
 def test_rows_without_candidates_are_refused(ring):

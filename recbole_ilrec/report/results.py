@@ -11,7 +11,9 @@ from typing import Any
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
-HEAD = ("Dataset", "Model", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory", "Command")
+HEAD = (
+    "Dataset", "Model", "History", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory", "Command",
+)  # fmt: skip
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -20,7 +22,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def results_table(records: Iterable[Mapping[str, Any]]) -> str:
-    """One row a run: test metrics of all users under the headline collision policy, cost, and what was typed."""
+    """One row a run: test metrics of all users under the headline collision policy, cost, and what was typed.
+
+    *History* says whether items of the history could be recommended.
+    """
     rows = [[*_cells(record)] for record in records]
     lines = [f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *rows]]
     return "\n".join(lines)
@@ -30,6 +35,7 @@ def _cells(record: Mapping[str, Any]) -> Iterable[str]:
     test = record["result"]["test_result"]
     yield record["dataset"]
     yield record["model"]
+    yield "left out" if record["config"]["exclude_history"] else "kept"
     yield from (f"{test[name]:.4f}" for name in METRICS)
     yield str(record["seed"])
     yield f"{record['cpu_seconds'] / 60:.1f}"
