@@ -12,7 +12,7 @@ from typing import Any
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 HEAD = (
-    "Dataset", "Model", "History", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory", "Command",
+    "Dataset", "Model", "History", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory", "Commit", "Command",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def _cells(record: Mapping[str, Any]) -> Iterable[str]:
     yield str(record["seed"])
     yield f"{record['cpu_seconds'] / 60:.1f}"
     yield f"{record['peak_memory_mb'] / 1000:.1f} GB"
+    yield (record["commit"] or "-")[:7]
     yield f"`{_typed(record['command'])}`"
 
 
