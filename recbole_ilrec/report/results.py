@@ -12,7 +12,8 @@ from typing import Any
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 HEAD = (
-    "Dataset", "Model", "History", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory", "Commit", "Command",
+    "Dataset", "Model", "History", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory",
+    "Commit", "Command",
 )  # fmt: skip
 
 
