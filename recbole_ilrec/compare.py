@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recbole_ilrec.arguments import Arguments
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.result_file import check_result_file, write_result
 
@@ -31,7 +32,7 @@ LAST_ITEMS = 3
 """Items of a history that an example shows."""
 
 
-def compare(arguments: "Arguments") -> int:
+def compare(arguments: Arguments) -> int:
     """The verb ``compare``."""
     if len(arguments.words) != 2:
         raise UserError("compare takes two runs: recbole-ilrec compare saved/RUN_A saved/RUN_B.")
@@ -92,7 +93,7 @@ def _lengths(given: Any) -> list[int]:
     return ks
 
 
-def _count(arguments: "Arguments", key: str, default: int) -> int:
+def _count(arguments: Arguments, key: str, default: int) -> int:
     value = arguments.take(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise UserError(f"{key}={value} must be a whole number from 0 on, e.g. --{key}={default}.")

@@ -2,13 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from recbole_ilrec.arguments import Arguments
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.result_file import check_result_file, write_result
-
-if TYPE_CHECKING:
-    from recbole_ilrec.cli import Arguments
 
 NEEDS_ATTENTION = 1
 
@@ -27,7 +24,7 @@ Every setting of run is allowed. Exit status: 0 nothing is wrong (notes allowed)
 """
 
 
-def doctor(arguments: "Arguments") -> int:
+def doctor(arguments: Arguments) -> int:
     """The verb ``doctor``."""
     if arguments.words:
         raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --dataset=ml-100k.")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recbole_ilrec.arguments import Arguments
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.preparation.files import require_writable, write_atomically
 from recbole_ilrec.presets import preset, preset_names, read_yaml
@@ -12,7 +13,6 @@ from recbole_ilrec.report.plan import Plan, narrowed, read_plan
 from recbole_ilrec.report.table import FORMATS, Table, markdown
 
 if TYPE_CHECKING:
-    from recbole_ilrec.cli import Arguments
     from recbole_ilrec.experiments import Experiments, Outcome
     from recbole_ilrec.tables import Grid
 
@@ -60,12 +60,12 @@ Writes NAME.png and NAME.svg, and the numbers behind them as NAME.csv.
 {_OPTIONS}"""
 
 
-def table(arguments: "Arguments") -> int:
+def table(arguments: Arguments) -> int:
     """The verb ``table``."""
     return _Command(arguments, "table").run()
 
 
-def figure(arguments: "Arguments") -> int:
+def figure(arguments: Arguments) -> int:
     """The verb ``figure``."""
     return _Command(arguments, "figure").run()
 
@@ -73,7 +73,7 @@ def figure(arguments: "Arguments") -> int:
 class _Command:
     """One call of a verb: its options, then its steps."""
 
-    def __init__(self, arguments: "Arguments", verb: str):
+    def __init__(self, arguments: Arguments, verb: str):
         if len(arguments.words) != 1:
             raise UserError(f"{verb} takes one name: recbole-ilrec {verb} NAME. Names: {', '.join(_names(verb))}.")
         self.verb = verb

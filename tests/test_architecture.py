@@ -37,7 +37,7 @@ MAY_IMPORT = {
 """Sub-package -> the other sub-packages it may import."""
 
 SEAMS = (
-    "errors", "registry", "schema", "settings", "compat", "device", "interrupts", "processes", "presets",
+    "errors", "registry", "schema", "settings", "compat", "device", "interrupts", "processes", "presets", "arguments",
     "reference_pages", "recbole_values", "lookup", "config", "outcome", "interaction_file", "sequences", "candidates",
     "dataset", "checkpoint", "run_folder", "collector", "rank_metrics", "classical", "classical_run", "reward_model",
     "pretrained", "item_index", "title_ranker", "alignment", "model", "methods", "choice", "rejected",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recbole_ilrec import cli, compat
+from recbole_ilrec.arguments import parse
 from recbole_ilrec.errors import UserError
 from tests.toy import tiny, write_toy
 
@@ -35,7 +36,7 @@ def last_line(capsys):
 
 
 def test_values_are_yaml_and_both_spellings_are_read():
-    arguments = cli.parse(
+    arguments = parse(
         [
             "-m",
             "SASRec",
@@ -58,17 +59,17 @@ def test_values_are_yaml_and_both_spellings_are_read():
         "debug": True,
         "seed": 7,
     }
-    assert cli.parse(["--x=a=b"]).options == {"x": "a=b"}
+    assert parse(["--x=a=b"]).options == {"x": "a=b"}
 
 
 def test_an_option_given_twice_must_agree():
-    assert cli.parse(["--seed=1", "--seed=1"]).options == {"seed": 1}
+    assert parse(["--seed=1", "--seed=1"]).options == {"seed": 1}
     with pytest.raises(UserError, match="given twice"):
-        cli.parse(["--seed=1", "--seed=2"])
+        parse(["--seed=1", "--seed=2"])
 
 
 def test_nothing_typed_is_executed():
-    assert cli.parse(["--x=__import__('os').getcwd()"]).options == {"x": "__import__('os').getcwd()"}
+    assert parse(["--x=__import__('os').getcwd()"]).options == {"x": "__import__('os').getcwd()"}
 
 
 @pytest.mark.parametrize(
