@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from recbole_ilrec import compat as compat
+from recbole_ilrec.runtime import compat as compat
 
 if TYPE_CHECKING:
     from recbole_ilrec.quick_start import run_recbole_ilrec as run_recbole_ilrec

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from recbole_ilrec import compare, doctor, table_verb
-from recbole_ilrec.arguments import Arguments, parse
+from recbole_ilrec.configuration.arguments import Arguments, parse
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
-from recbole_ilrec.interrupts import Interrupted, raised
-from recbole_ilrec.result_file import check_result_file, write_result
+from recbole_ilrec.runs.result_file import check_result_file, write_result
+from recbole_ilrec.runtime.interrupts import Interrupted, raised
+from recbole_ilrec.verbs import compare, doctor
+from recbole_ilrec.verbs import table as table_verb
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -140,11 +141,11 @@ def run(arguments: Arguments) -> int:
         check_result_file(target)
     show = arguments.take("print_config")
     files = str(arguments.take("config_files", "")).replace(",", " ").split()
-    from recbole_ilrec.compat import require_recbole
+    from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()
     from recbole_ilrec import quick_start
-    from recbole_ilrec.config import Config
+    from recbole_ilrec.configuration.config import Config
 
     model, dataset = arguments.take("model"), arguments.take("dataset")
     if show:
@@ -183,11 +184,11 @@ def export(arguments: Arguments) -> int:
         raise unknown_name("option of export", next(iter(arguments.options)), ["out", "merge"])
     if len(arguments.words) != 1 or out is None or not isinstance(merge, bool):
         raise UserError("export takes a run and a new folder: recbole-ilrec export RUN --out=DIR [--merge=true].")
-    from recbole_ilrec.compat import require_recbole
+    from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from recbole_ilrec.export import export_run
+    from recbole_ilrec.runs.export import export_run
 
     sys.stdout.write(f"{export_run(Path(arguments.words[0]), Path(out), merge=merge)}\n")
     return 0

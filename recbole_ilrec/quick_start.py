@@ -11,17 +11,17 @@ import torch
 from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
-from recbole_ilrec import processes
-from recbole_ilrec.certificate import evaluation_certificate
-from recbole_ilrec.checkpoint import resumable
-from recbole_ilrec.config import Config, MissingDataset
-from recbole_ilrec.dataset import Data, build_data
+from recbole_ilrec.configuration.config import Config, MissingDataset
+from recbole_ilrec.configuration.outcome import run_key
+from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.outcome import run_key
 from recbole_ilrec.preparation.files import require_writable
 from recbole_ilrec.report.costs import ledger, spent_on
 from recbole_ilrec.report.record import Stopwatch, append_record, machine
-from recbole_ilrec.run_folder import AUTO, newest_run
+from recbole_ilrec.runs.certificate import evaluation_certificate
+from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.checkpoint import resumable
+from recbole_ilrec.runtime.run_folder import AUTO, newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +169,10 @@ def _place(config: Config) -> None:
 
 def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, Any]:
     if config.is_llm:
-        from recbole_ilrec.stages import run_llm
+        from recbole_ilrec.runs.stages import run_llm
 
         return run_llm(config, data, saved)
-    from recbole_ilrec.classical_run import run_classical
+    from recbole_ilrec.collaborative.classical_run import run_classical
 
     return run_classical(config, data, saved)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recbole_ilrec.configuration.presets import preset_names, properties_folder, read_yaml
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.presets import preset_names, properties_folder, read_yaml
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Section, Settings
 
 COMMAND = "python -m recbole_ilrec.reference_pages docs"
@@ -25,7 +25,7 @@ _LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 SETTINGS_HEAD = f"""# Settings
 
-This page is generated from `recbole_ilrec/settings.py` by `{COMMAND}`; do not edit it.
+This page is generated from `recbole_ilrec/settings/` by `{COMMAND}`; do not edit it.
 
 Every setting can be given on the command line (`--alpha=0.8`, `--decode.renormalise=true`), in a YAML file named by
 `--config_files`, or in `config_dict` of `run_recbole_ilrec(...)`; a section may also be written as a mapping

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["recbole_ilrec.stages", "recbole_ilrec.quick_start"])
+_CONTEXT.set_forkserver_preload(["recbole_ilrec.runs.stages", "recbole_ilrec.quick_start"])
 _WRITING = frozenset(("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"))
 
 

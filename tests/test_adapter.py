@@ -6,11 +6,11 @@ from torch import nn
 
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.backbone.tiny import build_tokenizer
-from recbole_ilrec.checkpoint import load_state
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import AdapterSettings, BackboneSettings
-from recbole_ilrec.weights import weights
 from tests.test_backbone import ITEM_TOKENS, WORDS, tiny_of
 from tests.worlds import QUICK, ring_world, write_dataset
 

@@ -7,22 +7,22 @@ import torch
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.backbone.text_states import text_states
 from recbole_ilrec.backbone.tiny import build_tokenizer
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.presets import properties_folder
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.decoding.free import generate
 from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_identifiers, nearest
 from recbole_ilrec.decoding.users import banned_positions, generate_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles
-from recbole_ilrec.model import to_pairs
-from recbole_ilrec.presets import properties_folder
+from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.template import load_template
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.schema import Ranking
 from recbole_ilrec.settings import BIGRecSettings
-from recbole_ilrec.trainer import GenerativeTrainer
+from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.worlds import QUICK, SMALL, ring_world
 
 TITLES = ["Star", "Star Trek", "Star Trek II", '12" ruler', '12" ruler, steel', "Naïve café 映画", "NA", "the </s> end"]

@@ -7,15 +7,15 @@ import shutil
 import pytest
 import torch
 
-from recbole_ilrec import title_ranker
 from recbole_ilrec.backbone import build_backbone, causal_lm
 from recbole_ilrec.backbone.text_states import text_states
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.loop import StepTrainer
-from recbole_ilrec.model import to_pairs
+from recbole_ilrec.models import title_ranker
+from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.training.loop import StepTrainer
 from tests.test_bigrec import LEARN, RING, write_titles
 from tests.worlds import QUICK, SMALL, ring_world
 

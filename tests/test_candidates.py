@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_ilrec.candidates import CANDIDATES
 from recbole_ilrec.checks.finding import Level
-from recbole_ilrec.classical import ClassicalTrainer
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
-from recbole_ilrec.diagnosis import diagnose, list_findings
+from recbole_ilrec.collaborative.classical import ClassicalTrainer
+from recbole_ilrec.collaborative.reward_model import RewardModel, load_reward_model
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.candidates import CANDIDATES
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.model import to_pairs
+from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.preparation.candidate_lists import CandidateRow, write_candidates
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.reward_model import RewardModel, load_reward_model
-from recbole_ilrec.trainer import GenerativeTrainer
+from recbole_ilrec.runs.diagnosis import diagnose, list_findings
+from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.test_bigrec import RING, write_titles
 from tests.worlds import QUICK, ring_world, write_dataset
 

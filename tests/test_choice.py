@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recbole_ilrec.backbone.tiny import build_tokenizer
+from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.decoding.candidates import rank_candidates
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
@@ -12,7 +13,6 @@ from recbole_ilrec.evaluation.choice import choice_ratios, named
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.identifiers.title import TitleIdentifiers
 from recbole_ilrec.objective.preference import answer_log_probs, token_log_probs
-from recbole_ilrec.presets import properties_folder
 from recbole_ilrec.prompt.answers import AnswerExample, encode_answers
 from recbole_ilrec.prompt.candidates import draw_candidates, draw_offered
 from recbole_ilrec.prompt.encode import Example, PromptEncoder

@@ -13,12 +13,12 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 from recbole_ilrec import run_recbole_ilrec
-from recbole_ilrec.checkpoint import load_state
-from recbole_ilrec.classical import ClassicalTrainer, build_model
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
+from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
+from recbole_ilrec.collaborative.reward_model import item_vectors, load_reward_model
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.reward_model import item_vectors, load_reward_model
+from recbole_ilrec.runtime.checkpoint import load_state
 from tests.toy import tiny, write_toy
 
 pytestmark = [

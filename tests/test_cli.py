@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from recbole_ilrec import cli, compat
-from recbole_ilrec.arguments import parse
+from recbole_ilrec import cli
+from recbole_ilrec.configuration.arguments import parse
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.runtime import compat
 from tests.toy import tiny, write_toy
 
 PROJECT = Path(__file__).resolve().parents[1]

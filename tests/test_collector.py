@@ -8,7 +8,7 @@ pytest.importorskip("recbole")
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 
-from recbole_ilrec.collector import Collector
+from recbole_ilrec.metrics.collector import Collector
 
 BEYOND = ["ItemCoverage", "GiniIndex", "AveragePopularity", "TailPercentage", "ShannonEntropy"]
 

@@ -12,11 +12,11 @@ from scipy import stats
 from recbole_ilrec import cli
 from recbole_ilrec.checks.comparison import common_users
 from recbole_ilrec.checks.paired import by_size, difference, furthest_apart, permutation_test, sign_test
-from recbole_ilrec.compare import read_user_ranks
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file
 from recbole_ilrec.evaluation.user_ranks import write_ranks as write_file
+from recbole_ilrec.verbs.compare import read_user_ranks
 from tests.worlds import ring_world, write_dataset
 
 INF = math.inf

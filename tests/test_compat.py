@@ -2,7 +2,7 @@
 
 import torch
 
-import recbole_ilrec.config  # noqa: F401
+import recbole_ilrec.configuration.config  # noqa: F401
 
 
 def test_gradients_are_not_searched_for_nan_because_recbole_was_imported():

@@ -9,12 +9,12 @@ pytest.importorskip("recbole")
 
 from recbole.model.abstract_recommender import SequentialRecommender
 
-from recbole_ilrec import config as config_module
-from recbole_ilrec.config import Config
-from recbole_ilrec.device import choose_device
+from recbole_ilrec.configuration import config as config_module
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.lookup import MODELS, recbole_models
+from recbole_ilrec.configuration.presets import parse_value, properties_folder, read_yaml
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.lookup import MODELS, recbole_models
-from recbole_ilrec.presets import parse_value, properties_folder, read_yaml
+from recbole_ilrec.runtime.device import choose_device
 from tests.toy import write_toy
 
 

@@ -8,8 +8,8 @@ pytest.importorskip("recbole")
 
 from recbole.data.dataset import SequentialDataset
 
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import SequenceDataset, build_data
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
 from tests.toy import tiny, write_toy
 
@@ -185,7 +185,7 @@ def test_more_recommendations_than_items_are_refused(root):
 
 
 def test_ranks_of_very_many_interactions_stay_exact_in_float32(root, monkeypatch):
-    monkeypatch.setattr("recbole_ilrec.interaction_file._EXACT_IN_FLOAT32", 10)
+    monkeypatch.setattr("recbole_ilrec.data.interaction_file._EXACT_IN_FLOAT32", 10)
     config = config_for(root)
     stock, ours = SequentialDataset(config).build(), SequenceDataset(config).build()
     for one, other in zip(stock, ours, strict=True):

@@ -20,11 +20,11 @@ from recbole_ilrec.checks.leaks import (
     split_findings,
     wrong_histories,
 )
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
-from recbole_ilrec.diagnosis import diagnose, leak_findings
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.identifiers.title import TitleIdentifiers
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs.diagnosis import diagnose, leak_findings
 from tests.worlds import QUICK, compact_encoder, ring_world, small_backbone, small_catalog, write_dataset
 
 
@@ -281,9 +281,9 @@ def test_a_run_logs_the_short_form(world, caplog):
     settings = {**QUICK, "epochs": 1, "saved": False, "exclude_history": True, "topk": [5], "valid_metric": "NDCG@5"}
     sequence, _ = ring_world(users=30, items=5, length=9)  # every user comes back to an item
     write_dataset(world / "dataset", "again", sequence, [(n,) for n in range(12)])
-    with caplog.at_level(logging.INFO, "recbole_ilrec.diagnosis"):
+    with caplog.at_level(logging.INFO, "recbole_ilrec.runs.diagnosis"):
         run_recbole_ilrec("LCRec", "again", config_dict={**settings, "state": "INFO"})
-    told = [record for record in caplog.records if record.name == "recbole_ilrec.diagnosis"]
+    told = [record for record in caplog.records if record.name == "recbole_ilrec.runs.diagnosis"]
     assert "1 needs attention" in told[0].getMessage()
     assert told[1].levelname == "WARNING" and "exclude_history=true" in told[1].getMessage()
 

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_ilrec.checkpoint import checkpoints, save_state
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
+from recbole_ilrec.collaborative.reward_model import RewardModel
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
+from recbole_ilrec.data.sequences import Sequences
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import locate, unroll
-from recbole_ilrec.interrupts import StopSignals
-from recbole_ilrec.loop import StepTrainer
-from recbole_ilrec.model import to_pairs
+from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.reward_model import RewardModel
-from recbole_ilrec.sequences import Sequences
+from recbole_ilrec.runtime.checkpoint import checkpoints, save_state
+from recbole_ilrec.runtime.interrupts import StopSignals
+from recbole_ilrec.runtime.weights import WeightAverage
 from recbole_ilrec.settings import DecodeSettings, Settings
-from recbole_ilrec.weights import WeightAverage
+from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import QUICK, compact_encoder, pairs_of, small_backbone, small_catalog, write_dataset
 
 CPU = torch.device("cpu")

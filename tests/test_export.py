@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from recbole_ilrec.cli import main
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.export import export_run
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs.export import export_run
 from tests.test_adapter import save_model
 from tests.worlds import QUICK, ring_world, write_dataset
 

@@ -8,14 +8,14 @@ import signal
 import pytest
 import torch
 
-from recbole_ilrec.checkpoint import checkpoints, load_resumable, load_state
 from recbole_ilrec.decoding import memory, users
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.interrupts import Interrupted, StopSignals, raised
-from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.preparation.files import held
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.trainer import GenerativeTrainer
+from recbole_ilrec.runtime.checkpoint import checkpoints, load_resumable, load_state
+from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals, raised
+from recbole_ilrec.training.loop import StepTrainer
+from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.children import run_here, start
 from tests.worlds import QUICK, ring_world, write_dataset
 

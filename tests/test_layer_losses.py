@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from recbole_ilrec.config import Config
-from recbole_ilrec.dataset import build_data
-from recbole_ilrec.layer_losses import USERS, layer_losses
-from recbole_ilrec.methods import LCRec
-from recbole_ilrec.model import to_pairs
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
+from recbole_ilrec.models.methods import LCRec
+from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.training.layer_losses import USERS, layer_losses
 from tests.worlds import QUICK, ring_world, write_dataset
 
 

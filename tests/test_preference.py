@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_ilrec import preference_trainer, rejected
-from recbole_ilrec.checkpoint import checkpoints, load_state
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.loop import StepTrainer
-from recbole_ilrec.preference_trainer import PreferenceBatches
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.training import preference_trainer, rejected
+from recbole_ilrec.training.loop import StepTrainer
+from recbole_ilrec.training.preference_trainer import PreferenceBatches
 from tests.worlds import (
     QUICK,
     compact_encoder,

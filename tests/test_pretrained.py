@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 
-from recbole_ilrec import pretrained
 from recbole_ilrec.backbone import build_backbone
-from recbole_ilrec.config import Config
+from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.pretrained import local_backbone, packaged_file
+from recbole_ilrec.models import pretrained
+from recbole_ilrec.models.pretrained import local_backbone, packaged_file
 from recbole_ilrec.settings import BackboneSettings
 
 

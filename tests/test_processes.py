@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_ilrec.checkpoint import checkpoints, load_state
-from recbole_ilrec.device import choose_device
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.runtime.device import choose_device
 from tests.children import begin, outcomes, several
 from tests.worlds import QUICK, ring_world, write_dataset
 

@@ -8,14 +8,15 @@ from safetensors.torch import load_file
 
 pytest.importorskip("recbole")
 
-from recbole_ilrec import certificate, run_recbole_ilrec
-from recbole_ilrec.checkpoint import checkpoints
-from recbole_ilrec.config import Config
+from recbole_ilrec import run_recbole_ilrec
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import run_key
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
-from recbole_ilrec.outcome import run_key
 from recbole_ilrec.report.costs import ledger, note, note_earlier, seconds_before, spent_on, total
+from recbole_ilrec.runs import certificate
+from recbole_ilrec.runtime.checkpoint import checkpoints
 from recbole_ilrec.schema import Ranking
 from tests.worlds import QUICK, ring_world, write_dataset
 

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recbole_ilrec import cli, experiments
+from recbole_ilrec import cli
+from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.experiments import Experiments, Outcome, newest_resumable
-from recbole_ilrec.presets import preset, preset_names, read_yaml
 from recbole_ilrec.report.figure import Panel, Picture, Series, draw
 from recbole_ilrec.report.plan import narrowed, read_plan
 from recbole_ilrec.report.statistics import holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import Cell, Line, Table, latex, markdown, marked, to_csv
-from recbole_ilrec.tables import Grid, paper_table, results_table
+from recbole_ilrec.verbs import experiments
+from recbole_ilrec.verbs.experiments import Experiments, Outcome, newest_resumable
+from recbole_ilrec.verbs.tables import Grid, paper_table, results_table
 from tests.worlds import ring_world, write_dataset
 
 pytestmark = [
@@ -347,7 +348,7 @@ def test_the_datasets_are_counted_as_the_paper_counts_them(ring, capsys):
 
 
 def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
-    from recbole_ilrec.figures import picture
+    from recbole_ilrec.verbs.figures import picture
 
     plan = narrowed(plan_of("layer-losses"), datasets=["ring"], seeds=[1, 2])
     grid = Grid(plan, {})

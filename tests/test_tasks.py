@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from recbole_ilrec.backbone.tiny import build_tokenizer
-from recbole_ilrec.checkpoint import checkpoints, load_state
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
-from recbole_ilrec.loop import StepTrainer
-from recbole_ilrec.methods import ILRec
+from recbole_ilrec.models.methods import ILRec
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
@@ -21,8 +19,10 @@ from recbole_ilrec.prompt.task_template import load_task_templates, parse_task_t
 from recbole_ilrec.prompt.tasks import AlignmentTexts, TaskRows, UserTexts
 from recbole_ilrec.prompt.template import parse_template
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
 from recbole_ilrec.settings import build_settings
-from recbole_ilrec.task_batches import TaskBatches
+from recbole_ilrec.training.loop import StepTrainer
+from recbole_ilrec.training.task_batches import TaskBatches
 from tests.worlds import QUICK, pairs_of, ring_world, write_dataset
 
 PROJECT = Path(__file__).parents[1]

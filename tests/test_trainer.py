@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from recbole_ilrec.checkpoint import checkpoints, load_state
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.loop import StepTrainer
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import QUICK, ring_world, write_dataset
 
 

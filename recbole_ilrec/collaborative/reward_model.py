@@ -1,0 +1,213 @@
+"""The frozen collaborative-filtering model behind Eq. 10: trained once, kept by content, asked for scores.
+
+Knows RecBole's models and the cache; never tokens or the trie (see ``recbole_ilrec.reward``).
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import init_seed
+from recbole.utils.argument_list import dataset_arguments
+from torch import Tensor
+
+from recbole_ilrec.collaborative.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.lookup import find_model, keys_read_by
+from recbole_ilrec.configuration.outcome import OUTCOME_FREE
+from recbole_ilrec.configuration.presets import preset, read_yaml
+from recbole_ilrec.data.dataset import SequenceDataset, build_data
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.costs import note_earlier, spent_on
+from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.checkpoint import STATE, check_kind, load_state, random_state, set_random_state
+
+logger = logging.getLogger(__name__)
+
+_SELECTING = (*dataset_arguments, "eval_args", "repeatable", "seed", "reproducibility")
+
+
+class RewardModel:
+    """A trained recommender of RecBole that is only asked for scores.
+
+    Args:
+        model: the recommender, already trained.
+        dataset: the dataset whose item ids it knows.
+        temperature: of the softmax over items.
+        mask_history: give items of the user's history no probability.
+    """
+
+    def __init__(
+        self,
+        model: AbstractRecommender,
+        dataset: SequenceDataset,
+        *,
+        temperature: float = 1.0,
+        mask_history: bool = False,
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.dataset = dataset
+        self.temperature = temperature
+        self.mask_history = mask_history
+
+    @torch.no_grad()
+    def scores(self, rows: Interaction) -> Tensor:
+        """Scores of all real items after each row's history, ``[B, I]`` float32 in the order of internal ids 1 .. I."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        return self.model.full_sort_predict(rows.to(device)).view(len(rows), -1)[:, 1:].float().cpu()
+
+    def probabilities(self, rows: Interaction, candidates: np.ndarray | None = None) -> Tensor:
+        """R of Eq. 10, the softmax of the scores over real items: ``[B, I]`` float64, each row sums to 1.
+
+        Choice: the paper does not say what Eq. 10 becomes where a user chooses among candidates. They take the place
+        of all items: R is the softmax over them alone, and tokens that lead to none of them get no reward.
+
+        Args:
+            rows: rows of the dataset's training, validation or test part.
+            candidates: ``[B, C]`` item ids, 0 where a row has fewer; only these may have a probability.
+        """
+        scores = self.scores(rows).double() / self.temperature
+        if candidates is not None:
+            outside = torch.ones(len(scores), scores.shape[1] + 1, dtype=torch.bool)
+            outside.scatter_(1, torch.from_numpy(candidates).long(), False)
+            scores = scores.masked_fill(outside[:, 1:], -torch.inf)
+        if self.mask_history:
+            fields = self.dataset.uid_field, self.dataset.time_field
+            row, item = self.dataset.sequences.before(*(rows[field].cpu() for field in fields))
+            seen = torch.zeros_like(scores, dtype=torch.bool)
+            seen[row, item - 1] = True
+            # A history that holds every item is not masked: there would be nothing to recommend.
+            left = (~seen & (scores > -torch.inf)).any(1, keepdim=True)
+            scores = scores.masked_fill(seen & left, -torch.inf)
+        return torch.softmax(scores, dim=-1)
+
+
+def load_reward_model(config: Config, dataset: SequenceDataset) -> RewardModel:
+    """The reward model that ``reward.*`` asks for: a given checkpoint, the cached one, or one trained now.
+
+    The state of the random generators is the same afterwards, whether a model was trained or read.
+
+    Args:
+        config: the run that needs rewards.
+        dataset: its dataset, built (or one of its parts).
+
+    Raises:
+        UserError: an unknown model, a bad ``reward.config``, or a checkpoint of another model or other items.
+    """
+    reward = config.settings.reward
+    before = random_state()
+    try:
+        with processes.first_alone():
+            model = _given(config, dataset) if reward.checkpoint else _cached(config, dataset)
+    finally:
+        set_random_state(before)
+    return RewardModel(model, dataset, temperature=reward.temperature, mask_history=reward.mask_history)
+
+
+def item_vectors(config: Config, dataset: SequenceDataset) -> Tensor:
+    """The reward model's item embeddings, ``[I, d]`` float32 in the order of internal ids 1 .. I."""
+    model = load_reward_model(config, dataset).model
+    embedding = getattr(model, "item_embedding", None)
+    if not isinstance(embedding, torch.nn.Embedding):
+        raise UserError(f"reward_model={config.settings.reward.model} has no item embeddings: use e.g. SASRec.")
+    return embedding.weight[1 : dataset.item_num].detach().float().cpu().clone()
+
+
+def reward_config(config: Config, settings: dict[str, Any]) -> Config:
+    """Settings of the reward model: ``settings``, then ``reward.config``.
+
+    What selects and orders the data is the run's own, so that both see the same items under the same ids.
+    """
+    reward = config.settings.reward
+    name, _, is_llm = find_model(reward.model)
+    if is_llm:
+        raise UserError(f"reward_model={name} is a language model: choose a sequential model of RecBole, e.g. SASRec.")
+    shared = {key: config[key] for key in _SELECTING if key in config}
+    if "load_col" not in config.external_config_dict:
+        shared.pop("load_col", None)
+    places = {key: config[key] for key in ("checkpoint_dir", "cache_dir", "show_progress", "state")}
+    places |= {"data_path": str(Path(config["data_path"]).parent), "device": str(config["device"])}
+    return Config(name, config.dataset, None, {**settings, **shared, **places, **reward.config})
+
+
+def training_settings(config: Config) -> Config | None:
+    """Settings that select the training rows of the reward model, where they are not those of the run itself.
+
+    They come from ``reward.config``, or from the run that ``reward.checkpoint`` is of.
+
+    Returns:
+        the settings of that model, or ``None`` when it learns from the run's own training rows.
+    """
+    reward = config.settings.reward
+    given: dict[str, Any] = {}
+    if reward.checkpoint:
+        folder = Path(str(reward.checkpoint))
+        folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
+        given = load_state(folder).get("config", {})
+    own = reward_config(config, {})
+    choosing = [key for key in _SELECTING if key not in ("seed", "reproducibility", "load_col", "unload_col")]
+    for key in choosing:
+        if key in given and given[key] is not None:
+            own[key] = given[key]
+    return own if any(own[key] != config[key] for key in choosing) else None
+
+
+def _preferred(config: Config) -> dict[str, Any]:
+    """``properties/reward/<Model>.yaml``, where there is one."""
+    path = preset("reward", find_model(config.settings.reward.model)[0])
+    return read_yaml(path) if path.is_file() else {}
+
+
+def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
+    folder = Path(str(config.settings.reward.checkpoint))
+    folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
+    name, model_class, _ = find_model(config.settings.reward.model)
+    try:
+        check_kind(folder, name)
+    except UserError as error:
+        raise UserError(f"reward_checkpoint with reward_model={name}: {error}") from None
+    state = load_state(folder)
+    if "items" not in state:
+        raise UserError(f"reward_checkpoint={folder} is for resuming a run: give the run's folder or its best/.")
+    if state["items"] != items_key(dataset):
+        raise UserError(
+            f"reward_checkpoint={folder} knows other items than dataset '{config.dataset}': use one trained on "
+            "this dataset with the same filters, or leave reward_checkpoint out to train one."
+        )
+    stored = {key: state["config"][key] for key in keys_read_by(model_class) if key in state["config"]}
+    own = {key: value for key, value in stored.items() if key not in _SELECTING and key not in OUTCOME_FREE}
+    model = build_model(reward_config(config, own), dataset)
+    load_weights(model, state["model"], folder)
+    model.load_other_parameter(state["other_parameter"])
+    return model
+
+
+@spent_on("reward model")
+def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
+    few = {"topk": [dataset.item_num - 1]} if dataset.item_num <= 10 else {}  # the default of 10 would not fit
+    own = reward_config(config, {**_preferred(config), **few})
+    outcome = {key: value for key, value in own.as_dict().items() if key not in OUTCOME_FREE}
+    identity = json.dumps([outcome, dataset.content_key()], sort_keys=True, default=str)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{key}"
+    init_seed(own["seed"], own["reproducibility"])
+    trainer = ClassicalTrainer(own, build_model(own, dataset))
+    trainer.folder, trainer.saved_model_file = folder, str(folder / BEST)
+    trainer.log_folder = folder / "log_tensorboard"
+    if (folder / LAST / STATE).is_file():
+        trainer.resume_checkpoint(folder)
+    if not trainer.finished:
+        logger.info("Training the reward model %s (once; kept in %s)", own.model, folder)
+        data = build_data(own)
+        trainer.fit(data.train, data.valid, saved=True, show_progress=own["show_progress"])
+    else:
+        note_earlier(trainer.spent)
+    trainer.load_best()
+    return trainer.model

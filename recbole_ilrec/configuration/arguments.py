@@ -1,0 +1,63 @@
+"""A command line as words and options: ``--key=value``, ``--key value`` and switches, for every verb alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recbole_ilrec.errors import UserError
+
+# fmt: off
+_AS_TYPED = frozenset((
+    "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
+    "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
+    "out", "models", "columns", "seeds", "json",
+))
+# fmt: on
+_SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
+_SWITCHES = frozenset(("help", "debug", "print_config", "quick", "dry_run", "paper"))
+
+
+@dataclass
+class Arguments:
+    """A parsed command line: what stands alone, and ``key -> value``."""
+
+    words: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of an option, which is then no longer among :attr:`options`."""
+        return self.options.pop(key, default)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """``--key=value``, ``--key value`` and switches, in any order.
+
+    Raises:
+        UserError: an option without a value, or one given twice with different values.
+    """
+    arguments = Arguments()
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        token = _SHORT.get(token.partition("=")[0], token.partition("=")[0]) + "".join(token.partition("=")[1:])
+        if not token.startswith("--"):
+            arguments.words.append(token)
+            continue
+        key, equals, text = token[2:].partition("=")
+        if not key:
+            raise UserError(f"'{token}' is no option: write --key=value.")
+        if not equals and key not in _SWITCHES:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} has no value: write --{key}=VALUE.")
+            text = rest.pop(0)
+        value = _value(key, text if equals or key not in _SWITCHES else "true")
+        if key in arguments.options and arguments.options[key] != value:
+            raise UserError(f"--{key} is given twice, as {arguments.options[key]!r} and {value!r}: keep one of them.")
+        arguments.options[key] = value
+    return arguments
+
+
+def _value(key: str, text: str) -> Any:
+    from recbole_ilrec.configuration.presets import parse_value
+
+    return text if key in _AS_TYPED else parse_value(text)

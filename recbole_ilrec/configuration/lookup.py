@@ -1,0 +1,122 @@
+"""Which models exist, and which settings a model reads.
+
+Two families answer to ``--model``: the language models of this package (:data:`MODELS`) and RecBole's sequential
+models, found by name without regard to case.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import recbole.model.sequential_recommender as sequential
+from recbole.data import dataset as recbole_datasets
+from recbole.utils import general_arguments, training_arguments
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
+
+from recbole_ilrec import settings
+from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
+from recbole_ilrec.registry import Registry
+from recbole_ilrec.runtime.compat import switch_off_anomaly_detection
+
+switch_off_anomaly_detection()
+
+MODELS: Registry[type] = Registry(
+    "model",
+    {
+        name: f"recbole_ilrec.models.methods:{name}"
+        for name in ("ILRec", "LCRec", "BIGRec", "DPO", "SDPO", "RosePO", "SPRec")
+    },
+)
+"""Language models as recommenders: the rows of Table 1 that this package trains."""
+
+PARADIGM_OF = {"LCRec": "lcrec", "BIGRec": "bigrec"}
+"""Models whose name is that of a paradigm."""
+
+# fmt: off
+RUN_KEYS = frozenset((
+    "model", "dataset", "config_files", "result_file", "debug", "print_config", "saved",
+    "resume_from_checkpoint", "device", "cache_dir", "num_threads",
+))
+# fmt: on
+"""Settings of a run that neither RecBole nor the typed settings know."""
+
+# Read by RecBole's code and set in none of its YAML files.
+# fmt: off
+_UNLISTED_KEYS = frozenset((
+    "encoding", "tail_ratio", "discretization", "numerical_features", "nproc", "ip", "port",
+    "world_size", "offset", "group_offset", "local_rank", "wandb_project", "enable_amp",
+    "enable_scaler", "transform", "worker", "shuffle",
+))
+# fmt: on
+_READ = re.compile(r"""config(?:\.get\(|\[)\s*["'](\w+)["']""")
+_INTERNAL = frozenset(("MODEL_TYPE", "MODEL_INPUT_TYPE", "single_spec", "eval_type"))
+
+
+def recbole_models() -> dict[str, str]:
+    """Name of each of RecBole's sequential models -> its module, in lower case as RecBole names its files."""
+    names: dict[str, str] = {}
+    for path in sorted(Path(next(iter(sequential.__path__))).glob("[a-z]*.py")):
+        found = re.search(rf"^class ({path.stem})\(", path.read_text(encoding="utf-8"), re.IGNORECASE | re.MULTILINE)
+        if found:
+            names[found.group(1)] = f"{sequential.__name__}.{path.stem}"
+    return names
+
+
+def find_model(name: str) -> tuple[str, type, bool]:
+    """The model that ``--model=NAME`` means.
+
+    Returns:
+        Its exact name, its class, and whether it is a language model of this package.
+
+    Raises:
+        UserError: no such model (with a suggestion), or one that needs a pipeline of its own.
+    """
+    if name in MODELS:
+        exact = next(known for known in MODELS if known.lower() == str(name).lower())
+        return exact, MODELS.get(exact), True
+    models = recbole_models()
+    exact = next((known for known in models if known.lower() == str(name).lower()), "")
+    if not exact:
+        raise unknown_name("model", name, [*MODELS, *models])
+    _refuse_special(exact)
+    return exact, getattr(import_module(models[exact]), exact), False
+
+
+def _refuse_special(name: str) -> None:
+    trainers = import_module("recbole.trainer")
+    if hasattr(recbole_datasets, f"{name}Dataset"):
+        need = "a dataset with a knowledge graph or negative histories"
+    elif hasattr(trainers, f"{name}Trainer"):
+        need = "a pre-training stage"
+    else:
+        return
+    raise UserError(
+        f"The model '{name}' needs {need}, which this package does not build: run it with RecBole itself, or choose "
+        "another sequential model such as SASRec, GRU4Rec, BERT4Rec or Caser."
+    )
+
+
+def keys_read_by(model_class: type) -> set[str]:
+    """Names of the settings that a model and its parent classes in RecBole read, by their source."""
+    parents = [parent for parent in model_class.__mro__ if parent.__module__.startswith("recbole.")]
+    return {key for parent in parents for key in _READ.findall(inspect.getsource(parent))} - _INTERNAL
+
+
+def known_keys(model_class: type, from_yaml: Iterable[str]) -> set[str]:
+    """Every setting a user may give for this model; ``from_yaml`` are the keys of the YAML files that were loaded."""
+    listed = [*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments]
+    return {*listed, *from_yaml, *_UNLISTED_KEYS, *RUN_KEYS, *keys_read_by(model_class), *settings.known_keys()}
+
+
+def refuse_unknown(given: dict[str, Any], known: set[str], origin: dict[str, str]) -> None:
+    """Raise :class:`UserError` for the first setting that nothing reads; dotted ones are left to the typed settings."""
+    for key in given:
+        if key in known or key.partition(".")[0] in settings.SECTIONS:
+            continue
+        raise UserError(
+            f"Unknown setting '{key}' (from {origin.get(key, 'config_dict')}). {did_you_mean(key, known)}"
+            "RecBole's settings and those of docs/settings.md are allowed; remove it or correct its name."
+        )

@@ -1,0 +1,1 @@
+"""What RecBole's evaluator is fed with, and its metrics by collision policy."""

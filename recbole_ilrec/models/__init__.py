@@ -1,0 +1,1 @@
+"""The language models wired together from the parts of the method."""

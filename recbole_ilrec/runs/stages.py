@@ -1,0 +1,245 @@
+"""The stages of a run of a language model: supervised fine-tuning and, for some models, preference training after it.
+
+The supervised stage of a preference model is what ``--model=LCRec`` trains, or ``--model=BIGRec`` under titles; all
+preference models on the same data, backbone and settings share it. Every stage but the last is kept by content in
+``cache_dir`` with a manifest, is skipped when it is done and goes on where it was interrupted; the last one's folder is
+the run's own.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import init_seed, set_color
+
+from recbole_ilrec.configuration.lookup import PARADIGM_OF
+from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, outcome_settings
+from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.preparation.files import write_atomically
+from recbole_ilrec.report.costs import note_earlier, spent_on
+from recbole_ilrec.report.record import machine
+from recbole_ilrec.runs.diagnosis import diagnose, log_findings
+from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.checkpoint import STATE, checkpoints, fingerprint
+from recbole_ilrec.runtime.interrupts import Interrupted
+from recbole_ilrec.runtime.run_folder import new_folder
+from recbole_ilrec.runtime.weights import weights
+from recbole_ilrec.settings import Settings
+from recbole_ilrec.training.gamma_choice import choose_gamma
+from recbole_ilrec.training.preference_trainer import PreferenceTrainer
+from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
+from recbole_ilrec.training.trainer import BEST, GenerativeTrainer
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "stage.json"
+RESULT = "result.json"
+"""In a run's folder: its metrics, versions and command."""
+SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
+"""Paradigm -> the model whose training is the supervised stage."""
+_REPORTING = frozenset(("model", "metrics", "topk"))
+_OF_OTHER_STAGES: Any = {
+    **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
+    "train": HOW_OFTEN_SAVED["train"] | {"layer_losses"},
+}
+
+
+def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
+    """Build, train and evaluate the language model that ``config`` names, through all its stages.
+
+    Returns:
+        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
+        ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
+        ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
+        ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
+        choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule. Where ``bigrec.gamma`` was
+        chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    with processes.first_alone():
+        model = config.model_class(config, data.train._dataset).to(config["device"])
+    trained = sum(parameter.numel() for parameter in weights(model).values())
+    logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
+    log_findings(diagnose(config, data, model))
+    if model.preference is None:
+        trainer = GenerativeTrainer(config, model, run_folder(config))
+    else:
+        trainer = _preference_trainer(config, model, data)
+    show = config["show_progress"]
+    with spent_on("supervised" if model.preference is None else "preference"):
+        best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    with spent_on("evaluation"):
+        chosen = choose_gamma(trainer)
+        if chosen is not None:
+            best_score, best_result = chosen.valid_score, chosen.valid_result
+        test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    if saved and processes.is_first():
+        trainer.save_ranks("test")
+        with write_atomically(trainer.run_folder / RESULT) as stream:
+            json.dump({"valid": best_result, "test": test_result, **machine()}, stream, indent=1)
+    result = {
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_result,
+        "test_result": test_result,
+        "policies": trainer.policies,
+        "lists": asdict(trainer.metrics.quality) if trainer.metrics.quality else None,
+        "parameters": trained,
+        "folder": str(trainer.run_folder) if saved else None,
+        **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
+        **({"answers": trainer.answers} if trainer.answers else {}),
+    }
+    return result if chosen is None else {**result, "gamma": asdict(chosen)}
+
+
+def run_folder(config: Any) -> Path:
+    """The folder that is resumed, or a new one."""
+    given = config["resume_from_checkpoint"]
+    if given:
+        folder = Path(given)
+        return folder.parent if (folder / "trainer_state.json").is_file() else folder
+    return Path(processes.agreed(str(new_folder(config))))
+
+
+def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) -> PreferenceTrainer:
+    """The trainer of the last stage, all stages before it being done and its weights in the model.
+
+    A round is: the model proposes rejected items, is fine-tuned once more where ``preference.supervised_epochs`` says
+    so (SPRec), and learns to prefer the true items, with what it was just before that as the reference.
+    """
+    dataset = data.train._dataset
+    kept = KeptRows(config, model, dataset, config["show_progress"])
+    best = supervised_stage(config, model, data)
+    own = config.settings.preference
+    for round_ in range(own.iterations):
+        proposer = fingerprint(best)
+        pairs = to_pairs(dataset.inter_feat, model)
+        rows = chosen_rows(config, len(pairs), round_)
+        pairs = pairs.take(rows)
+        rejected = rejected_items(config, model, dataset, pairs, kept, weights=proposer, iteration=round_)
+        if own.supervised_epochs:
+            best = _more_supervision(config, model, data, proposer, round_)
+        init_seed(config["seed"], config["reproducibility"])  # the same whether a stage was trained or read
+        stage, start = preference_config(config), fingerprint(best)
+        last = round_ + 1 == own.iterations
+        further = [start, own.model_dump(), config["model"], round_]
+        folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
+        trainer = PreferenceTrainer(stage if last else _resumed(stage, folder), model, folder, start, rows, rejected)
+        if not last:
+            with spent_on("preference"):
+                best = _train_once(trainer, data)
+    return trainer
+
+
+@spent_on("supervised")
+def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Path:
+    """Give ``model`` its supervised weights: those of ``preference.checkpoint``, the cached ones, or ones trained now.
+
+    Choice: A.4 says that preference training starts from the checkpoint of supervised fine-tuning, not from which
+    epoch: it is the best on validation, as ``--model=LCRec`` or ``BIGRec`` would report it.
+
+    Returns:
+        the checkpoint.
+
+    Raises:
+        UserError: ``preference.checkpoint`` is no checkpoint of such a run, or of other data or settings.
+    """
+    given = config.settings.preference.checkpoint
+    if given:
+        folder = Path(given)
+        best = folder / BEST if (folder / BEST / STATE).is_file() else folder
+        GenerativeTrainer(_supervised_config(config), model, folder).load_best(best)
+        return best
+    folder = _folder(config, model, data.train._dataset, "supervised", [])
+    return _train_once(GenerativeTrainer(_resumed(_supervised_config(config), folder), model, folder), data)
+
+
+@spent_on("supervised")
+def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, before: str, round_: int) -> Path:
+    """Fine-tune further from the weights called ``before``, with another order of the rows in each round."""
+    own = config.settings.preference
+    again = {"epochs": own.supervised_epochs, "learning_rate": own.learning_rate, "eval_step": own.eval_step}
+    folder = _folder(config, model, data.train._dataset, "supervised", [before, again, round_])
+    stage = _supervised_config(config, seed=config["seed"] + 1000 * (round_ + 1), **again)
+    init_seed(stage["seed"], stage["reproducibility"])
+    return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
+
+
+def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
+    """Train a stage that is not done, and load its best weights into the model.
+
+    Returns:
+        the checkpoint of these weights.
+    """
+    folder, config = trainer.run_folder, trainer.config
+    if not processes.agreed((folder / MANIFEST).is_file()):
+        logger.info("Stage %s; kept in %s", config["model"], folder)
+        try:
+            score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
+        except Interrupted as stop:
+            raise Interrupted(stop.number, "saved; the same command goes on") from None
+        about = {"stage": config["model"], "seed": config["seed"], "best_valid_score": score}
+        _finish(folder, {**about, **trainer.progress.spent})
+    else:
+        note_earlier(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    trainer.load_best(folder / BEST)
+    return folder / BEST
+
+
+def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
+    """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
+    outcome = outcome_settings(config, but=_REPORTING)
+    settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
+    template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
+    items = hashlib.sha256(tokens).hexdigest()
+    tasks = [model.alignment.key] if model.alignment else []
+    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *tasks, *further]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
+    return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"
+
+
+def _finish(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest that says a stage is done; what only served to go on with it is removed."""
+    if not processes.is_first():
+        return
+    with write_atomically(folder / MANIFEST) as stream:
+        json.dump({**content, **machine()}, stream, indent=1)
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def preference_config(config: Any) -> Any:
+    """The run's settings as the preference stage reads them."""
+    own = config.settings.preference
+    return _stage_config(
+        config,
+        config.settings,
+        epochs=own.epochs,
+        learning_rate=own.learning_rate,
+        train_batch_size=own.train_batch_size,
+        eval_step=own.eval_step,
+    )
+
+
+def _supervised_config(config: Any, **values: Any) -> Any:
+    settings = config.settings.model_copy(update={"objective": "sft"})
+    return _stage_config(config, settings, model=SUPERVISED[config.settings.paradigm], **values)
+
+
+def _resumed(config: Any, folder: Path) -> Any:
+    """The settings of a stage kept in ``folder``, which goes on from its newest checkpoint where there is one."""
+    resume = str(folder) if processes.agreed(bool(checkpoints(folder))) else None
+    return _stage_config(config, config.settings, resume_from_checkpoint=resume)
+
+
+def _stage_config(config: Any, settings: Settings, **values: Any) -> Any:
+    stage = copy.copy(config)
+    stage.final_config_dict = {**config.final_config_dict, **values}
+    stage.settings = settings
+    return stage

@@ -1,0 +1,72 @@
+"""The folder of a run: its name, what tells it from others, and the newest one that the same command may go on with.
+
+Knows settings and folders; never what is trained in them.
+"""
+
+import glob
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import get_local_time
+
+from recbole_ilrec.preparation.files import held, write_atomically
+from recbole_ilrec.runtime.checkpoint import LOOP_STATE, STATE, clear_up
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""Value of ``resume_from_checkpoint`` for the newest run of the same settings and data."""
+MARK = "run.json"
+
+
+def new_folder(config: Any) -> Path:
+    """``<checkpoint_dir>/<Model>-<dataset>-<time>``, with a number where a run of the same second has that name."""
+    folder = Path(str(config["checkpoint_dir"])) / f"{config['model']}-{config['dataset']}-{get_local_time()}"
+    free, number = folder, 1
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def mark(folder: Path, config: Any) -> None:
+    """Leave in a run's folder by what :func:`newest_run` knows it again."""
+    if config.run_key is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_atomically(folder / MARK) as stream:
+            json.dump({"run": config.run_key, "model": config["model"], "dataset": config["dataset"]}, stream)
+
+
+@contextmanager
+def at_work(folder: Path, config: Any) -> Iterator[None]:
+    """A run's folder with its mark, without what a killed process left unfinished, and for this process alone.
+
+    Raises:
+        UserError: another process works in it.
+    """
+    with held(folder):
+        clear_up(folder)
+        mark(folder, config)
+        yield
+
+
+def newest_run(config: Any) -> Path | None:
+    """Folder of the run with the same key that wrote the newest checkpoint, or ``None``."""
+    name = glob.escape(f"{config['model']}-{config['dataset']}-")
+    found: list[tuple[float, Path]] = []
+    for folder in Path(str(config["checkpoint_dir"])).glob(f"{name}*"):
+        states = [*folder.glob(f"checkpoint-*/{LOOP_STATE}"), *folder.glob(f"last/{STATE}")]
+        if states and _key_of(folder) == config.run_key:
+            found.append((max(state.stat().st_mtime for state in states), folder))
+    return max(found)[1] if found else None
+
+
+def _key_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / MARK).read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a folder of something else

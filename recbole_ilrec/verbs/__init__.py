@@ -1,0 +1,1 @@
+"""What the command line does beside running: tables, figures, doctor, compare."""

@@ -1,0 +1,166 @@
+"""``recbole-ilrec compare A B``: two runs on the same data, user by user."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole_ilrec.configuration.arguments import Arguments
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.runs.result_file import check_result_file, write_result
+
+if TYPE_CHECKING:
+    from recbole_ilrec.checks.comparison import UserRanks
+
+HELP = """usage: recbole-ilrec compare A B [--dataset=DATASET] [--topk=[5,10]] [--json=PATH] [--key=value ...]
+
+Compares two runs by the rank of every test user's true item: Hit@K with McNemar's exact test, NDCG@K with a paired
+permutation test, each with the difference A - B and its 95% interval; then by length of the history and by
+popularity of the true item; then the users where each run wins by most.
+
+  A, B                       folders of finished runs (saved/<Model>-<dataset>-<time>), or their ranks-test.safetensors
+  -d, --dataset=ml-100k      the data both were run on; by default what the files say
+  --topk=[5,10]              lengths of the lists
+  --examples=3               users to show for each run
+  --seed=0                   of the permutation test
+  --json=PATH                also write the comparison as JSON
+
+Settings that select data (--data_path=..., --user_inter_num_interval=..., ...) have to be those of the runs.
+"""
+
+LAST_ITEMS = 3
+"""Items of a history that an example shows."""
+
+
+def compare(arguments: Arguments) -> int:
+    """The verb ``compare``."""
+    if len(arguments.words) != 2:
+        raise UserError("compare takes two runs: recbole-ilrec compare saved/RUN_A saved/RUN_B.")
+    target = arguments.take("json")
+    if target is not None:
+        check_result_file(Path(target), "json")
+    ks = _lengths(arguments.take("topk", [5, 10]))
+    examples, seed = _count(arguments, "examples", 3), _count(arguments, "seed", 0)
+
+    from recbole_ilrec.checks.comparison import Example, as_plain, common_users, compared, render
+
+    first, second = (read_user_ranks(Path(word)) for word in arguments.words)
+    users = common_users(first, second)
+    if not len(users.user):
+        raise UserError(f"{first.name} and {second.name} have no user in common: compare runs on the same data.")
+    dataset = _dataset(first.about.get("dataset"), second.about.get("dataset"), arguments.take("dataset"))
+    world = _World(dataset, arguments.options, users.user)
+    names = first.name, second.name
+    done = compared(names, users, world.history_length, world.popularity, ks, examples=examples, seed=seed)
+    shown = {
+        run: [Example(*world.words(row), float(users.a[row]), float(users.b[row])) for row in rows]
+        for run, rows in done.rows.items()
+    }
+    sys.stdout.write(render(done, shown) + "\n")
+    if target is not None:
+        write_result(Path(target), as_plain(done, shown))
+    return 0
+
+
+def read_user_ranks(path: Path) -> "UserRanks":
+    """Ranks of the test users of a run.
+
+    Args:
+        path: its folder (``saved/<Model>-<dataset>-<time>``) or the file of ranks itself.
+
+    Raises:
+        UserError: no such file, one that holds something else, or several rows of a user.
+    """
+    import torch
+
+    from recbole_ilrec.checks.comparison import UserRanks
+    from recbole_ilrec.evaluation.topk import MISSING
+    from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
+
+    file = ranks_file(path, "test") if path.is_dir() else path
+    user, places, about = read_ranks(file)
+    if len(user.unique()) < len(user):
+        raise UserError(f"{file} has several test rows for a user: compare takes runs with one each (leave-one-out).")
+    rank = torch.where(places.before < MISSING, places.before + (places.group + 1) / 2, torch.inf)
+    order = user.argsort()
+    return UserRanks(file.parent.name, user[order].numpy(), rank[order].double().numpy(), about)
+
+
+def _lengths(given: Any) -> list[int]:
+    ks = given if isinstance(given, list) else [given]
+    if not ks or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in ks):
+        raise UserError(f"topk={given} must be a list of whole numbers from 1 on, e.g. --topk=[5,10].")
+    return ks
+
+
+def _count(arguments: Arguments, key: str, default: int) -> int:
+    value = arguments.take(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{key}={value} must be a whole number from 0 on, e.g. --{key}={default}.")
+    return value
+
+
+def _dataset(first: Any, second: Any, given: Any) -> str:
+    if given is not None:
+        return str(given)
+    if first is None and second is None:
+        raise UserError("--dataset is missing: the runs' files do not say what they were run on.")
+    if None not in (first, second) and first != second:
+        raise UserError(f"The runs are on different data, {first} and {second}: compare runs on the same data.")
+    return str(first if first is not None else second)
+
+
+class _World:
+    """What the data say about the compared users.
+
+    Args:
+        dataset: its name.
+        options: settings that select data.
+        users: ``[U]`` internal ids of the compared users.
+
+    Attributes:
+        history_length: ``[U]`` items before the true one.
+        popularity: ``[U]`` training rows whose target is the true item.
+
+    Raises:
+        UserError: a user has no test row, so the runs saw other data.
+    """
+
+    def __init__(self, dataset: str, options: dict[str, Any], users: Any):
+        from recbole_ilrec.runtime.compat import require_recbole
+
+        require_recbole()
+        import numpy as np
+
+        from recbole_ilrec.configuration.config import Config
+        from recbole_ilrec.data.dataset import build_data
+
+        data = build_data(Config("SASRec", dataset, None, options))
+        self.dataset = data.dataset
+        test = data.test._dataset.inter_feat
+        order = {user: row for row, user in enumerate(test[data.dataset.uid_field].tolist())}
+        missing = [user for user in users.tolist() if user not in order]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(users)} users of the runs have no test row in {dataset}: give the --data_path "
+                "and the filters of the runs."
+            )
+        rows = test[np.array([order[user] for user in users.tolist()])]
+        self._users, self._targets = users, rows[data.dataset.iid_field].numpy()
+        bounds = data.dataset.sequences.interval(rows[data.dataset.uid_field], rows[data.dataset.time_field]).numpy()
+        self._bounds = bounds
+        self.history_length = bounds[:, 1] - bounds[:, 0]
+        targets = data.train._dataset.inter_feat[data.dataset.iid_field].numpy()
+        self.popularity = np.bincount(targets, minlength=data.dataset.item_num)[self._targets]
+
+    def words(self, row: int) -> tuple[str, str, list[str]]:
+        """User, true item and last items of the history, as people call them."""
+        low, high = self._bounds[row]
+        items = self.dataset.sequences.items[max(low, high - LAST_ITEMS) : high].tolist()
+        user = str(self.dataset.field2id_token[self.dataset.uid_field][self._users[row]])
+        return user, self._title(int(self._targets[row])), [self._title(item) for item in items]
+
+    def _title(self, item: int) -> str:
+        from recbole_ilrec.identifiers.title import item_titles
+
+        token = str(self.dataset.field2id_token[self.dataset.iid_field][item])
+        return item_titles([self.dataset.item_texts[item]], [token])[0][0]

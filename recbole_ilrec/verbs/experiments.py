@@ -1,0 +1,263 @@
+"""Runs of a plan: found among the records, estimated from like ones, or made by the ordinary command line.
+
+A planned run has its own folder ``<checkpoint_dir>/planned/<key>``, named by all that decides its outcome. Whoever
+plans the same run again finds its record there, or its checkpoints to go on from. A folder is locked while a run lives
+(its own, or that of all language models on the same data and seed, which share caches), so two plans never make one
+run twice.
+"""
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from recbole_ilrec.collaborative.classical import LAST
+from recbole_ilrec.configuration.config import Config, MissingDataset
+from recbole_ilrec.configuration.lookup import MODELS
+from recbole_ilrec.configuration.outcome import run_key
+from recbole_ilrec.configuration.presets import preset, read_yaml
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.preparation.files import lock_folder
+from recbole_ilrec.report.costs import seconds_before
+from recbole_ilrec.report.plan import PlannedRun
+from recbole_ilrec.report.results import read_records
+from recbole_ilrec.runtime.checkpoint import STATE, checkpoints
+
+logger = logging.getLogger(__name__)
+
+RECORDS, PLANNED, LOG = "records.jsonl", "planned", "run.log"
+Launcher = Callable[[Sequence[str], Path, int | None], int]
+"""``(arguments of the command line, file for what it says, descriptor to hand on) -> exit status``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its record, or the line that says why there is none; neither when it was not made."""
+
+    record: Mapping[str, Any] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, from like runs; ``None`` where there are none."""
+
+    seconds: float | None = None
+    memory_mb: float | None = None
+
+
+def quick_settings(model: str) -> dict[str, Any]:
+    """Settings of a run that is only to show that all works."""
+    return read_yaml(preset("quick", "language" if model in MODELS else "classical"))
+
+
+class Experiments:
+    """Runs by key, below one ``checkpoint_dir``.
+
+    Args:
+        places: ``checkpoint_dir``, ``cache_dir``, ``data_path`` and other settings that do not change an outcome; they
+            are handed to every run.
+        quick: lay each run over :func:`quick_settings`.
+        launch: makes a run; default: a process of ``python -m recbole_ilrec run``.
+    """
+
+    def __init__(self, places: Mapping[str, Any], *, quick: bool = False, launch: Launcher | None = None):
+        self.places = dict(places)
+        self.root = Path(self.places.pop("checkpoint_dir", "saved"))
+        self.places.setdefault("cache_dir", str(self.root / "cache"))
+        self.quick = quick
+        self.launch = launch or _process
+        self._configs: dict[PlannedRun, Config] = {}
+        self._refused: dict[str, str] = {}
+        self._one_at_a_time = Lock()  # settings are found in sources, and Python 3.11 fails to parse in two threads
+
+    def config(self, run: PlannedRun) -> Config:
+        """The settings of a run.
+
+        Raises:
+            UserError: bad settings or no such dataset.
+        """
+        with self._one_at_a_time:
+            if run not in self._configs:
+                self._configs[run] = Config(run.model, run.dataset, None, self._settings(run))
+            return self._configs[run]
+
+    def _settings(self, run: PlannedRun) -> dict[str, Any]:
+        return {**(quick_settings(run.model) if self.quick else {}), **self.places, **run.settings}
+
+    def folder(self, run: PlannedRun) -> Path:
+        """Where a run is made."""
+        return self.root / PLANNED / run_key(self.config(run))
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Key -> record of every run below ``checkpoint_dir``, planned or not; the newest of a key."""
+        found = {}
+        for record in self._records():
+            key = record.get("evaluation", {}).get("run")
+            if key:
+                found[key] = record
+        return found
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for path in [*sorted(self.root.glob(f"{PLANNED}/*/{RECORDS}")), self.root / RECORDS]:
+            if path.is_file():
+                try:
+                    yield from read_records(path)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}: a line is no record ({error}): remove that line.") from None
+
+    def outcome(self, run: PlannedRun, finished: Mapping[str, Mapping[str, Any]]) -> Outcome:
+        """What is known of a run without making it."""
+        try:
+            return Outcome(record=finished.get(run_key(self.config(run))))
+        except MissingDataset:
+            return Outcome()  # it will be downloaded and prepared by the run
+        except UserError as error:
+            return Outcome(error=str(error))
+
+    def estimate(self, run: PlannedRun) -> Estimate:
+        """Median time and greatest memory of runs with the same model, data, backbone and length."""
+        try:
+            config = self.config(run)
+        except UserError:
+            return Estimate()
+        wanted = _likeness(config.as_dict(), config.settings.model_dump(mode="json"))
+        like = [r for r in self._records() if _likeness(r["config"], r["settings"] or {}) == wanted]
+        if not like:
+            return Estimate()
+        return Estimate(statistics.median(map(seconds, like)), max(r["peak_memory_mb"] for r in like))
+
+    def make(self, runs: Iterable[PlannedRun], jobs: int, done: Callable[[PlannedRun, Outcome], None]) -> None:
+        """Make runs, ``jobs`` at a time, and hand each outcome over as it comes.
+
+        Runs of language models on the same data and seed share caches (identifiers, reward model, supervised stage), so
+        they go one after another; others go side by side.
+        """
+        lanes: dict[object, list[PlannedRun]] = {}
+        for run in dict.fromkeys(runs):
+            lanes.setdefault(self._turn(run) or run, []).append(run)
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = {pool.submit(self._make_one, queue.pop(0)): queue for queue in lanes.values()}
+            try:
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        run, outcome = future.result()
+                        queue = waiting.pop(future)
+                        done(run, outcome)
+                        if queue:
+                            waiting[pool.submit(self._make_one, queue.pop(0))] = queue
+            except BaseException:
+                logger.warning("Stopping; runs under way come to their end first.")
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _turn(self, run: PlannedRun) -> Path | None:
+        """The folder that says whose turn it is among the language models of a dataset and seed; none for others."""
+        if run.model not in MODELS:
+            return None
+        return self.root / PLANNED / f"turn-{run.dataset}-{run.settings.get('seed')}"
+
+    def _make_one(self, run: PlannedRun) -> tuple[PlannedRun, Outcome]:
+        try:
+            folder = self.folder(run)
+        except MissingDataset:
+            return run, self._prepared_and_made(run)
+        except UserError as error:
+            return run, Outcome(error=str(error))
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self._turn(run) or folder) as descriptor:
+            key = folder.name
+            record = self.finished().get(key)  # made by another plan while this one waited
+            if record is not None:
+                return run, Outcome(record)
+            log = folder / LOG
+            status = self.launch(self._arguments(run, folder), log, descriptor)
+            record = self.finished().get(key)
+        if status or record is None:
+            return run, Outcome(error=_last_words(log) or f"exit status {status}")
+        return run, Outcome(record)
+
+    def _prepared_and_made(self, run: PlannedRun) -> Outcome:
+        from recbole_ilrec.quick_start import configure
+
+        with self._one_at_a_time:
+            if run.dataset not in self._refused:
+                try:
+                    self._configs[run] = configure(run.model, run.dataset, None, self._settings(run))
+                except UserError as error:
+                    self._refused[run.dataset] = str(error)
+        refusal = self._refused.get(run.dataset)
+        return Outcome(error=refusal) if refusal else self._make_one(run)[1]
+
+    def _arguments(self, run: PlannedRun, folder: Path) -> list[str]:
+        settings = {**self._settings(run), "checkpoint_dir": str(folder), "show_progress": False}
+        resume = newest_resumable(folder)
+        if resume is not None:
+            settings["resume_from_checkpoint"] = str(resume)
+            logger.info("%s goes on from %s", run, resume)
+        text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+        return ["run", f"--model={run.model}", f"--dataset={run.dataset}", *(f"--{k}={v}" for k, v in text.items())]
+
+
+def newest_resumable(folder: Path) -> Path | None:
+    """The newest run below ``folder`` that can be gone on with."""
+    folders = (path for path in folder.iterdir() if path.is_dir())
+    runs = [path for path in folders if checkpoints(path) or (path / LAST / STATE).is_file()]
+    return max(runs, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def seconds(record: Mapping[str, Any]) -> float:
+    """Wall-clock seconds of a run with all that earlier processes did for it."""
+    return record["wall_seconds"] + seconds_before(record.get("stages", {}))
+
+
+def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Any]:
+    """What runs of about the same cost share; typed settings only where the run reads them."""
+    typed = [settings.get("paradigm"), settings.get("backbone_name"), settings.get("train", {}).get("max_steps")]
+    return [config["model"], config["dataset"], config["epochs"], *(typed if config["model"] in MODELS else ())]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int | None]:
+    """Wait until no other run has the folder; the descriptor hands the lock on to a process that outlives this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = lock_folder(folder)
+    if descriptor is None:
+        logger.info("Waiting for a run that another plan makes (%s)", folder)
+        descriptor = lock_folder(folder, wait=True)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _process(arguments: Sequence[str], log: Path, descriptor: int | None) -> int:
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    with log.open("a", encoding="utf-8") as stream:
+        return subprocess.run(
+            [sys.executable, "-m", "recbole_ilrec", *arguments],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=() if descriptor is None else (descriptor,),
+            check=False,
+        ).returncode
+
+
+def _last_words(log: Path) -> str:
+    """The error line of a failed run, else the last line it wrote."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    written = [line.strip() for line in lines if line.strip()]
+    errors = [line.removeprefix("error: ") for line in written if line.startswith("error: ")]
+    return (errors or written or [""])[-1]

@@ -1,0 +1,111 @@
+"""Figures of the paper from run records: the numbers of a plan's table, or of the layers, as pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.figure import Panel, Picture, Series, layer_names
+from recbole_ilrec.report.plan import Column
+from recbole_ilrec.report.table import MARK, Cell, Table
+from recbole_ilrec.verbs.tables import Grid, Outcomes, metric_name
+
+
+def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
+    """The picture of a plan.
+
+    Args:
+        grid: the plan; its ``figure`` says how to draw it.
+        table: its numbers.
+        outcomes: its runs, for what stands in no table.
+
+    Raises:
+        UserError: the plan is no figure, or no run has the numbers.
+    """
+    how = grid.plan.figure
+    if not how:
+        raise UserError(f"'{grid.plan.name}' is a table only: recbole-ilrec table {grid.plan.name}.")
+    caption = " ".join([_spoken(table.caption), *table.notes])
+    if how["kind"] == "curves":
+        panels = _curves(grid, outcomes)
+    else:
+        panels = {"lines": _lines, "bars": _bars}[how["kind"]](grid, table)
+    return Picture(table.name, how["kind"], caption, how.get("x", ""), tuple(panels))
+
+
+def _spoken(caption: str) -> str:
+    """The caption without what it says of marks, which a picture has not."""
+    before, _, after = caption.partition("Best bold, second underlined within a block.")
+    before = before.replace("mean ± standard deviation", "mean and, as error bars, standard deviation").strip()
+    return before if MARK in after else before + after.rstrip()
+
+
+def _cells(grid: Grid, table: Table, metric: str) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
+    """Columns, and for each line its cells of one metric."""
+    metrics = grid.plan.metrics
+    lines = [line for _, block in table.blocks for line in block]
+    return grid.plan.columns(), [
+        (line.label, list(line.cells[metrics.index(metric) :: len(metrics)])) for line in lines
+    ]
+
+
+def _series(label: str, x: Sequence[float | str], cells: Sequence[Cell]) -> Series:
+    mean = tuple(float("nan") if cell.mean is None else cell.mean for cell in cells)
+    return Series(label, tuple(x), mean, tuple(cell.deviation or 0.0 for cell in cells))
+
+
+def _short(columns: Sequence[Column]) -> list[str]:
+    """Labels of the columns without the parts that all of them share."""
+    parts = list(zip(*(column.labels for column in columns), strict=True))
+    telling = [labels for labels in parts if len(set(labels)) > 1] or parts[-1:]
+    return ["\n".join(labels) for labels in zip(*telling, strict=True)]
+
+
+def _lines(grid: Grid, table: Table) -> list[Panel]:
+    """A panel a metric, a line a column, the plan's lines along the axis."""
+    panels = []
+    for metric in grid.plan.metrics:
+        columns, rows = _cells(grid, table, metric)
+        x = [label for label, _ in rows]
+        names = [name.replace("\n", " ") for name in _short(columns)]
+        series = [_series(name, x, [cells[n] for _, cells in rows]) for n, name in enumerate(names)]
+        panels.append(Panel("", metric_name(metric), tuple(series)))
+    return panels
+
+
+def _bars(grid: Grid, table: Table) -> list[Panel]:
+    """A panel a metric, a group of bars a column, a colour a line of the plan."""
+    panels = []
+    for metric in grid.plan.metrics:
+        columns, rows = _cells(grid, table, metric)
+        series = [_series(label, _short(columns), cells) for label, cells in rows]
+        panels.append(Panel("", metric_name(metric), tuple(series)))
+    return panels
+
+
+def _curves(grid: Grid, outcomes: Outcomes) -> list[Panel]:
+    """A panel for each line and column, a curve a layer: mean over seeds of the losses noted while training."""
+    panels = []
+    for _, row in grid.plan.rows():
+        for column in grid.plan.columns():
+            runs = [outcomes[run].record for run in grid.runs(row, column)]
+            logs = [log for record in runs if record and (log := record["result"].get("layer_losses"))]
+            if logs:
+                title = ", ".join([row.label, *column.labels])
+                panels.append(Panel(title, "Cross-entropy", _layer_series(logs)))
+    if not panels:
+        raise UserError(f"No run of '{grid.plan.name}' noted the losses of its layers: train.layer_losses=true does.")
+    return panels
+
+
+def _layer_series(logs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Series, ...]:
+    """``logs`` of the seeds; those of an early stop are as long as the shortest."""
+    length = min(map(len, logs))
+    losses = np.array([[entry["losses"] for entry in log[:length]] for log in logs])  # [seeds, evaluations, layers]
+    epochs = [float(entry["epoch"]) for entry in logs[0][:length]]
+    spread = losses.std(0, ddof=1) if len(logs) > 1 else np.zeros(losses.shape[1:])
+    return tuple(
+        Series(name, tuple(epochs), tuple(losses.mean(0)[:, n].tolist()), tuple(spread[:, n].tolist()))
+        for n, name in enumerate(layer_names(losses.shape[2]))
+    )

@@ -1,0 +1,230 @@
+"""The verbs ``table`` and ``figure``: a plan of runs, made as far as they are missing, and what is printed of them."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole_ilrec.configuration.arguments import Arguments
+from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
+from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.preparation.files import require_writable, write_atomically
+from recbole_ilrec.report.plan import Plan, narrowed, read_plan
+from recbole_ilrec.report.table import FORMATS, Table, markdown
+
+if TYPE_CHECKING:
+    from recbole_ilrec.verbs.experiments import Experiments, Outcome
+    from recbole_ilrec.verbs.tables import Grid
+
+logger = logging.getLogger(__name__)
+
+_OF_ONE_RUN = {
+    "seed": "give --seeds=1,2,3 (or one of them)",
+    "model": "give --models=A,B",
+    "resume_from_checkpoint": "give the same command again, and what was interrupted goes on",
+    "result_file": "the results are in --out",
+}
+"""Option of ``run`` that makes no sense for many -> what to do instead."""
+_OPTIONS = """
+  --dataset=A,B              datasets in place of the plan's
+  --models=A,B               only these lines: names of models or labels of lines
+  --columns=A,B              only these columns of the plan, e.g. --columns=LC-Rec
+  --backbone=A,B             backbones side by side
+  --seeds=1,2,3              a run for each; the table then shows mean and deviation
+  --quick                    a few steps on few users, only to see that all works; said so in the caption
+  --dry_run                  show the runs with what like ones took, and stop
+  --jobs=N                   runs at a time (language models of one dataset share caches: one after another)
+  --checkpoint_dir=saved     where runs and their records are; what is there is reused by content
+  --out=tables               folder of the results
+  --KEY=VALUE                any other setting, for every run (docs/settings.md)
+
+Finished runs are reused, interrupted ones are gone on with: give the same command again. A run that fails is shown as
+failed with its error and does not stop the others. docs/tables.md has more.
+"""
+
+TABLE_HELP = f"""usage: recbole-ilrec table NAME [--key=value ...]
+
+Writes NAME.md, NAME.tex (booktabs) and NAME.csv, and prints the first.
+
+  NAME                       main, ablation, datasets, cf-models, efficiency, sensitivity (Tables 1 to 6 of the paper),
+                             the name of a figure, or the path of a plan of your own (.yaml)
+  --paper                    the numbers printed in the paper too, as a second table
+{_OPTIONS}"""
+
+FIGURE_HELP = f"""usage: recbole-ilrec figure NAME [--key=value ...]
+
+Writes NAME.png and NAME.svg, and the numbers behind them as NAME.csv.
+
+  NAME                       layer-losses, backbones, layers, candidates (Figures 2, 4, 5 and 6 of the paper), or the
+                             path of a plan of your own (.yaml) that has a figure
+{_OPTIONS}"""
+
+
+def table(arguments: Arguments) -> int:
+    """The verb ``table``."""
+    return _Command(arguments, "table").run()
+
+
+def figure(arguments: Arguments) -> int:
+    """The verb ``figure``."""
+    return _Command(arguments, "figure").run()
+
+
+class _Command:
+    """One call of a verb: its options, then its steps."""
+
+    def __init__(self, arguments: Arguments, verb: str):
+        if len(arguments.words) != 1:
+            raise UserError(f"{verb} takes one name: recbole-ilrec {verb} NAME. Names: {', '.join(_names(verb))}.")
+        self.verb = verb
+        self.whole = _plan(arguments.words[0], verb)
+        self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
+        self.dry_run = bool(arguments.take("dry_run"))
+        self.out = Path(str(arguments.take("out", "tables")))
+        self.jobs = _whole_number("jobs", arguments.take("jobs", 1))
+        self.plan = narrowed(
+            self.whole,
+            datasets=_list(arguments.take("dataset")),
+            backbones=_list(arguments.take("backbone")),
+            models=_list(arguments.take("models")),
+            columns=_list(arguments.take("columns")),
+            seeds=[_whole_number("seeds", seed) for seed in _list(arguments.take("seeds"))],
+        )
+        for key, instead in _OF_ONE_RUN.items():
+            if key in arguments.options:
+                raise UserError(f"--{key} is one run's: {instead}.")
+        self.given = dict(arguments.options)
+
+    def run(self) -> int:
+        """0, or 1 when a run failed."""
+        from recbole_ilrec.runtime.compat import require_recbole
+
+        require_recbole()
+        require_writable(self.out, f"out={self.out}")
+        from recbole_ilrec.configuration.outcome import OUTCOME_FREE
+        from recbole_ilrec.verbs.experiments import Experiments
+        from recbole_ilrec.verbs.tables import Grid, paper_table, printed_counts
+
+        printed = printed_counts(self.plan) if self.plan.kind == "datasets" else paper_table(self.plan, self.whole)
+        if self.paper and printed is None:
+            raise UserError(f"The paper prints no numbers for this part of '{self.whole.name}': leave --paper out.")
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
+        experiments, grid = Experiments(places, quick=self.quick), Grid(self.plan, self.given)
+        if self.plan.kind == "datasets":
+            return self._datasets(grid, experiments, printed)
+        finished = experiments.finished()
+        outcomes = {run: experiments.outcome(run, finished) for run in grid.all_runs()}
+        if self.dry_run:
+            sys.stdout.write(_dry_run(outcomes, experiments))
+            return 0
+        missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
+        logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
+        experiments.make(missing, self.jobs, _Progress(len(missing), outcomes))
+        return self._write(grid, outcomes, printed)
+
+    def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]", printed: Table | None) -> int:
+        from recbole_ilrec.verbs.tables import results_table
+
+        made = results_table(grid, outcomes, quick=self.quick)
+        if self.verb == "figure":
+            from recbole_ilrec.report.figure import draw
+            from recbole_ilrec.verbs.figures import picture
+
+            self._save(made, ("csv",))
+            for path in draw(picture(grid, made, outcomes), self.out):
+                logger.info("%s", path)
+        else:
+            self._save(made, FORMATS)
+        sys.stdout.write(markdown(made))
+        self._paper(printed)
+        return int(any(outcome.error for outcome in outcomes.values()))
+
+    def _datasets(self, grid: "Grid", experiments: "Experiments", printed: Table | None) -> int:
+        from recbole_ilrec.verbs.tables import datasets_table
+
+        made = datasets_table(grid, experiments)
+        self._save(made, FORMATS)
+        sys.stdout.write(markdown(made))
+        self._paper(printed)
+        return int(bool(made.notes))
+
+    def _paper(self, printed: Table | None) -> None:
+        if self.paper and printed is not None:
+            self._save(printed, FORMATS)
+            sys.stdout.write("\n" + markdown(printed))
+
+    def _save(self, made: Table, suffixes: Any) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        for suffix in suffixes:
+            path = self.out / f"{made.name}.{suffix}"
+            with write_atomically(path) as stream:
+                stream.write(FORMATS[suffix](made))
+            logger.info("%s", path)
+
+
+class _Progress:
+    """Notes outcomes as they come, with one line each."""
+
+    def __init__(self, count: int, outcomes: "dict[Any, Outcome]"):
+        self.count, self.outcomes, self.made = count, outcomes, 0
+
+    def __call__(self, run: Any, outcome: "Outcome") -> None:
+        self.made += 1
+        self.outcomes[run] = outcome
+        logger.info("[%d/%d] %s: %s", self.made, self.count, run, outcome.error or "done")
+
+
+def _dry_run(outcomes: "dict[Any, Outcome]", experiments: "Experiments") -> str:
+    lines, known, unknown = [], 0.0, 0
+    for run, outcome in outcomes.items():
+        if outcome.record is not None:
+            state = "finished"
+        elif outcome.error:
+            state = f"will fail: {outcome.error}"
+        else:
+            estimate = experiments.estimate(run)
+            state = "time and memory unknown: no like run has a record"
+            if estimate.seconds is None:
+                unknown += 1
+            else:
+                known += estimate.seconds
+                state = f"about {estimate.seconds / 60:.1f} min, {(estimate.memory_mb or 0) / 1000:.1f} GB"
+        lines.append(f"{run}: {state}")
+    rest = f"; {unknown} runs of unknown length" if unknown else ""
+    return "\n".join([*lines, f"{len(outcomes)} runs; to do: about {known / 60:.1f} min{rest}", ""])
+
+
+def _plan(name: str, verb: str) -> Plan:
+    if name.endswith((".yaml", ".yml")):
+        return read_plan(Path(name).stem, read_yaml(Path(name)))
+    if name not in list(preset_names("table")):
+        raise unknown_name(verb, name, _names(verb))
+    plan = read_plan(name, read_yaml(preset("table", name)))
+    if verb == "figure" and not plan.figure:
+        raise UserError(f"'{name}' is a table: recbole-ilrec table {name}. Figures: {', '.join(_names(verb))}.")
+    return plan
+
+
+def _names(verb: str) -> list[str]:
+    plans = [read_plan(name, read_yaml(preset("table", name))) for name in preset_names("table")]
+    return [plan.name for plan in plans if verb == "table" or plan.figure]
+
+
+def _list(value: Any) -> list[Any]:
+    """``a,b``, ``[a, b]`` or one value as a list."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+
+
+def _whole_number(key: str, value: Any) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if number < (1 if key == "jobs" else 0):
+        raise UserError(f"{key}={value!r} is not allowed: give whole numbers, e.g. --{key}=2.")
+    return number

@@ -1,0 +1,268 @@
+"""Tables of the paper from run records: the cells of a plan, their marks, and the caption that says what they are.
+
+Knows plans, records and the files of ranks; how runs are made is :mod:`recbole_ilrec.verbs.experiments`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_ilrec.data.dataset import SequenceDataset
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.topk import hit_and_ndcg
+from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
+from recbole_ilrec.metrics.rank_metrics import POLICIES
+from recbole_ilrec.report.costs import total
+from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
+from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
+from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
+from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
+
+Outcomes = Mapping[PlannedRun, Outcome]
+_NAMES = {"hit": "Hit", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "map": "MAP"}
+_COSTS = {
+    "time": ("Time (min)", 1),
+    "epochs": ("Epochs", 0),
+    "samples": ("Samples", 0),
+    "memory": ("Memory (GB)", 1),
+    "parameters": ("Parameters (M)", 2),
+}
+"""Metric of a run's cost -> its header, digits after the point."""
+_TESTED = ("hit", "ndcg")
+"""Metrics of one user, in the order of :func:`~recbole_ilrec.evaluation.topk.hit_and_ndcg`."""
+QUICK = (
+    "QUICK SETTINGS: a few steps on few users, only to show that every part works; these numbers say nothing about the "
+    "methods."
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A narrowed plan with the settings given for all its runs.
+
+    Attributes:
+        given: settings of the command line, over those of the plan.
+    """
+
+    plan: Plan
+    given: Mapping[str, Any]
+
+    def runs(self, row: Row, column: Column) -> list[PlannedRun]:
+        """One run a seed."""
+        return [self.plan.run(row, column, seed, self.given) for seed in self.plan.seeds]
+
+    def all_runs(self) -> list[PlannedRun]:
+        """Every run of the plan once, line by line."""
+        cells = (self.runs(row, column) for _, row in self.plan.rows() for column in self.plan.columns())
+        return list(dict.fromkeys(run for cell in cells for run in cell))
+
+
+def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Table:
+    """The table of a plan; a cell whose runs failed says so, and the error stands below."""
+    plan, columns = grid.plan, grid.plan.columns()
+    notes: list[str] = []
+    blocks = [(block, [_line(grid, row, columns, outcomes, notes) for row in block.rows]) for block in plan.blocks]
+    tested = _tested(grid, blocks, outcomes, notes)
+    marks = [(block.label, tuple(lines) if block.plain else marked(lines)) for block, lines in tested]
+    records = [outcome.record for outcome in outcomes.values() if outcome.record]
+    count = sum(cell.p is not None for _, lines in tested for line in lines for cell in line.cells)
+    return Table(
+        name=f"{plan.name}-quick" if quick else plan.name,
+        caption=_caption(plan, records, count, quick),
+        head=_head(plan, columns),
+        blocks=tuple(marks),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _head(plan: Plan, columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
+    outer = [tuple(c.labels[depth] for c in columns for _ in plan.metrics) for depth in range(len(columns[0].labels))]
+    return (*outer, tuple(metric_name(metric) for _ in columns for metric in plan.metrics))
+
+
+def metric_name(metric: str) -> str:
+    """``ndcg@10`` as ``NDCG@10``; costs with their unit."""
+    name, at, k = metric.partition("@")
+    return _COSTS[metric][0] if metric in _COSTS else f"{_NAMES.get(name, name)}{at}{k}"
+
+
+def _line(grid: Grid, row: Row, columns: Sequence[Column], outcomes: Outcomes, notes: list[str]) -> Line:
+    cells: list[Cell] = []
+    for column in columns:
+        runs = grid.runs(row, column)
+        failed = [(run, outcomes[run].error) for run in runs if outcomes[run].error]
+        for run, error in failed:
+            notes.append(f"Failed: {row.label}, {', '.join(column.labels)}, seed {run.settings['seed']}: {error}")
+        records = [record for run in runs if (record := outcomes[run].record)]
+        for metric in grid.plan.metrics:
+            cells.append(_cell(metric, records, failed=bool(failed), wanted=len(runs)))
+    return Line(row.label, tuple(cells))
+
+
+def _cell(metric: str, records: Sequence[Mapping[str, Any]], *, failed: bool, wanted: int) -> Cell:
+    """A number over all seeds; over some of them it would be another number, so there is none."""
+    digits = _COSTS[metric][1] if metric in _COSTS else 4
+    if failed or len(records) < wanted:
+        return Cell(text="failed" if failed else "", digits=digits)
+    values = [_value(metric, record) for record in records]
+    if any(value is None for value in values):
+        return Cell(text="n/a", digits=digits)
+    numbers = tuple(float(value) for value in values if value is not None)
+    mean, deviation = mean_and_deviation(numbers)
+    text = _epochs(records[0]) if metric == "epochs" else ""
+    return Cell(numbers, mean, deviation, text=text, digits=digits, lower=metric in _COSTS)
+
+
+def _value(metric: str, record: Mapping[str, Any]) -> float | None:
+    stages = record.get("stages", {})
+    if metric == "time":
+        return seconds(record) / 60
+    if metric == "epochs":
+        return total(stages, "epochs", within="supervised") + total(stages, "epochs", within="preference")
+    if metric == "samples":
+        return total(stages, "sampling_passes")
+    if metric == "memory":
+        return record["peak_memory_mb"] / 1000
+    if metric == "parameters":
+        return record["parameters"] / 1e6
+    return record["result"]["test_result"].get(metric)
+
+
+def _epochs(record: Mapping[str, Any]) -> str:
+    """``8 (5 + 3)``: supervised and preference epochs, as the paper counts them."""
+    stages = record.get("stages", {})
+    supervised, preference = (total(stages, "epochs", within=name) for name in ("supervised", "preference"))
+    whole = f"{supervised + preference:g}"
+    return f"{whole} ({supervised:g} + {preference:g})" if preference else whole
+
+
+# ---- significance
+
+
+def _tested(
+    grid: Grid, blocks: list[tuple[Block, list[Line]]], outcomes: Outcomes, notes: list[str]
+) -> list[tuple[Block, list[Line]]]:
+    """The lines with p-values: ours against the best other line of its block, by column, corrected over the table."""
+    cells = [(c, m) for c in grid.plan.columns() for m in grid.plan.metrics]
+    found: dict[tuple[int, int, int], tuple[float, bool]] = {}
+    for b, (block, lines) in enumerate(blocks):
+        own = next((n for n, line in enumerate(lines) if line.label == block.ours), None)
+        for place, (column, metric) in enumerate(cells):
+            means = [line.cells[place].mean for line in lines]
+            others = [n for n, mean in enumerate(means) if n != own and mean is not None]
+            if own is None or means[own] is None or not others or metric.partition("@")[0] not in _TESTED:
+                continue
+            rival = max(others, key=lambda n: means[n] or 0.0)
+            pair = [_by_user(grid.runs(block.rows[n], column), metric, outcomes) for n in (own, rival)]
+            if pair[0] is None or pair[1] is None or not np.array_equal(pair[0][0], pair[1][0]):
+                against = f"{block.ours} and {lines[rival].label}"
+                notes.append(f"Not tested: the places of the true items of {against} are not kept, or of other users.")
+            else:
+                ours, other = pair[0][1], pair[1][1]
+                found[b, own, place] = paired_p(ours, other), bool(ours.mean() > other.mean())
+    adjusted = dict(zip(found, holm([p for p, _ in found.values()]), strict=True))
+    for (b, n, place), p in adjusted.items():
+        line = blocks[b][1][n]
+        cell = replace(line.cells[place], p=p, significant=p < ALPHA and found[b, n, place][1])
+        blocks[b][1][n] = replace(line, cells=(*line.cells[:place], cell, *line.cells[place + 1 :]))
+    return blocks
+
+
+def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray] | None:
+    """``[users]`` ids and ``[seeds, users]`` the metric of each; ``None`` unless all runs have the same users."""
+    name, _, k = metric.partition("@")
+    users, rows = [], []
+    for run in runs:
+        record = outcomes[run].record or {}
+        path = ranks_file(Path(record.get("folder") or ""), "test")
+        if not path.is_file():
+            return None
+        user, places, _ = read_ranks(path)
+        policy = record["evaluation"]["collisions"]
+        values = hit_and_ndcg(places, int(k), policy if policy in POLICIES else "expected")[_TESTED.index(name)]
+        order = user.argsort(stable=True)
+        users.append(user[order].numpy())
+        rows.append(values[order].numpy())
+    return (users[0], np.stack(rows)) if all(np.array_equal(users[0], other) for other in users) else None
+
+
+# ---- what is said about the numbers
+
+
+def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool) -> str:
+    seeds = ", ".join(map(str, plan.seeds))
+    spread = f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
+    parts = [f"{plan.title}.", f"Test part; {spread}."]
+    parts[:0] = [QUICK] if quick else []
+    certificates = [record["evaluation"] for record in records]
+    masked = {certificate["history_masked"] for certificate in certificates}
+    policies = sorted({str(c["collisions"]) for c in certificates if c["collisions"] != "torch.topk"})
+    if certificates:
+        how = "partly " if len(masked) > 1 else "" if True in masked else "not "
+        parts.append(f"Items of the history {how}left out.")
+    if policies:
+        parts.append(f"Items that share an identifier: {', '.join(policies)} rank.")
+    parts.append("Best bold, second underlined within a block.")
+    if tests:
+        parts.append(f"{MARK}: better than the best other line of the block ({TEST}, Holm over {tests}, p < {ALPHA}).")
+    codes = {certificate["code"] for certificate in certificates}
+    if len(codes) > 1:
+        parts.append(f"The numbers were made by {len(codes)} versions of the code.")
+    return " ".join(parts)
+
+
+# ---- other tables
+
+
+def paper_table(plan: Plan, whole: Plan) -> Table | None:
+    """What the paper prints for the lines and columns of ``plan``, a part of ``whole``; ``None`` if nothing."""
+    wanted = {(column.axis, column.dataset) for column in plan.columns()}
+    kept = [(n, column) for n, column in enumerate(whole.columns()) if (column.axis, column.dataset) in wanted]
+    if not whole.paper or not kept:
+        return None
+    width = len(whole.metrics)
+    blocks = []
+    for block in plan.blocks:
+        lines = []
+        for row in block.rows:
+            numbers = [whole.paper[row.label][n * width + m] for n, _ in kept for m in range(width)]
+            lines.append(Line(row.label, tuple(map(_printed, numbers))))
+        blocks.append((block.label, tuple(lines) if block.plain else marked(lines)))
+    return Table(f"{whole.name}-paper", _printed_caption(whole), _head(plan, [c for _, c in kept]), tuple(blocks))
+
+
+def _printed(number: float | str) -> Cell:
+    return Cell(text=number) if isinstance(number, str) else Cell((number,), float(number))
+
+
+def _printed_caption(plan: Plan) -> str:
+    return f"{plan.title}: the numbers printed in the paper. None of them was made here."
+
+
+COUNTS = ("users", "items", "interactions", "sparsity")
+
+
+def datasets_table(grid: Grid, experiments: Experiments) -> Table:
+    """Counts of the datasets as RecBole gives them, with ``[PAD]`` (the paper's Table 3)."""
+    lines, notes = [], []
+    for name in grid.plan.datasets:
+        try:
+            data = SequenceDataset(experiments.config(PlannedRun("SASRec", name, grid.given)))
+            texts = [f"{data.user_num:,}", f"{data.item_num:,}", f"{data.inter_num:,}", f"{data.sparsity:.2%}"]
+        except UserError as error:
+            texts = ["failed"] * len(COUNTS)
+            notes.append(f"Failed: {name}: {error}")
+        lines.append(Line(name, tuple(Cell(text=text) for text in texts)))
+    caption = f"{grid.plan.title}. Users and items as RecBole counts them, each with [PAD]."
+    return Table(grid.plan.name, caption, (COUNTS,), (("", tuple(lines)),), tuple(notes))
+
+
+def printed_counts(plan: Plan) -> Table | None:
+    """The counts that the paper prints for the datasets of the plan; ``None`` if it prints none."""
+    lines = [Line(name, tuple(map(_printed, plan.paper[name]))) for name in plan.datasets if name in plan.paper]
+    if not lines:
+        return None
+    return Table(f"{plan.name}-paper", _printed_caption(plan), (COUNTS,), (("", tuple(lines)),))
