@@ -376,3 +376,41 @@ def test_the_cost_of_a_preference_run_is_counted_with_the_stage_it_shares():
     result = {"result": {"test_result": {}}, "wall_seconds": 60, "stages": stages, "evaluation": about}
     cells = results_table(grid, {grid.all_runs()[0]: Outcome(json.loads(json.dumps(result)))}).blocks[0][1][0].cells
     assert [cell.shown() for cell in cells] == ["10.0", "11 (8 + 3)", "3"]
+
+
+def test_an_archive_gives_the_table_again_without_data_or_runs(ring, monkeypatch, capsys):
+    (ring / "own.yaml").write_text(
+        "title: Two\ndatasets: [ring]\nseeds: [1, 2]\nmetrics: [hit@5, ndcg@5]\n"
+        "settings: {epochs: 1, topk: [5], valid_metric: NDCG@5}\n"
+        "blocks: [{ours: A, rows: {A: {model: SASRec}, B: {model: GRU4Rec}}}]\n"
+    )
+    (ring / "page.md").write_text("# Page\n<!-- own:begin -->\nold\n<!-- own:end -->\nafter\n")
+    monkeypatch.setattr(experiments, "_process", in_process([]))
+    assert cli.main(["table", "own.yaml", "--archive=own.jsonl"]) == 0
+    first = capsys.readouterr().out
+    assert "Holm over 2" in first, "the places of the true items are needed for this"
+    for folder in ("dataset", "saved"):
+        (ring / folder).rename(ring / f"no-{folder}")
+    assert cli.main(["table", "own.yaml", "--from_archive=own.jsonl", "--into=page.md"]) == 0
+    assert capsys.readouterr().out == first
+    page = (ring / "page.md").read_text()
+    assert page == f"# Page\n<!-- own:begin -->\n{first.strip()}\n<!-- own:end -->\nafter\n"
+    assert str(ring) not in (ring / "own.jsonl").read_text(), "no folders of this machine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--from_archive=none.jsonl"], "none.jsonl cannot be read"),
+        (["--from_archive=bad.jsonl"], "bad.jsonl:1: no run of an archive"),
+        (["--from_archive=empty.jsonl"], "empty.jsonl holds none of the 1 runs, e.g. '--model=LCRec --dataset=ring"),
+        (["--from_archive=empty.jsonl", "--archive=other.jsonl"], "--from_archive runs nothing"),
+        (["--from_archive=empty.jsonl", "--into=none.md"], "none.md cannot be read"),
+    ],
+)
+def test_a_bad_archive_is_one_line(ring, capsys, options, message):
+    (ring / "bad.jsonl").write_text("{}\n")
+    (ring / "empty.jsonl").write_text("")
+    assert cli.main(["table", "main", "--dataset=ring", "--models=LC-Rec", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+from recbole_ilrec.errors import UserError
+
+BLOCK = "results"
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 HEAD = (
     "Dataset", "Model", "History", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "Seed", "CPU minutes", "Memory",
@@ -52,19 +54,21 @@ def _typed(command: str) -> str:
     return " ".join(["python", Path(script).name, *(a for a in arguments if not a.startswith(private))])
 
 
-def with_table(text: str, table: str) -> str:
-    """``text`` with the part between the markers replaced.
+def between_marks(text: str, name: str, content: str) -> str:
+    """``text`` with the part between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` replaced.
 
     Raises:
-        ValueError: a marker is missing.
+        UserError: a mark is missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"no {BEGIN} ... {END} in the text")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+        raise UserError(f"The page has no lines '{first}' and '{last}': write both where the table belongs.")
+    return f"{before}{begin}\n{content.strip()}\n{end}{after}"
 
 
 if __name__ == "__main__":
     page = Path(sys.argv[2])
-    page.write_text(with_table(page.read_text(encoding="utf-8"), results_table(read_records(Path(sys.argv[1])))))
+    table = results_table(read_records(Path(sys.argv[1])))
+    page.write_text(between_marks(page.read_text(encoding="utf-8"), BLOCK, table), encoding="utf-8")

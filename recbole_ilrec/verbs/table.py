@@ -10,6 +10,7 @@ from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.preparation.files import require_writable, write_atomically
 from recbole_ilrec.report.plan import Plan, narrowed, read_plan
+from recbole_ilrec.report.results import between_marks
 from recbole_ilrec.report.table import FORMATS, Table, markdown
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ _OPTIONS = """
   --jobs=N                   runs at a time (language models of one dataset share caches: one after another)
   --checkpoint_dir=saved     where runs and their records are; what is there is reused by content
   --out=tables               folder of the results
+  --archive=FILE             also keep the runs in one small file, places of the true items included
+  --from_archive=FILE        only what stands in such a file: no data, no runs; what is missing stays empty
+  --into=PAGE.md             also put the table into a page, between <!-- NAME:begin --> and <!-- NAME:end -->
   --KEY=VALUE                any other setting, for every run (docs/settings.md)
 
 Finished runs are reused, interrupted ones are gone on with: give the same command again. A run that fails is shown as
@@ -47,7 +51,7 @@ TABLE_HELP = f"""usage: recbole-ilrec table NAME [--key=value ...]
 Writes NAME.md, NAME.tex (booktabs) and NAME.csv, and prints the first.
 
   NAME                       main, ablation, datasets, cf-models, efficiency, sensitivity (Tables 1 to 6 of the paper),
-                             the name of a figure, or the path of a plan of your own (.yaml)
+                             readings (of its equations), the name of a figure, or the path of a plan of your own (.yaml)
   --paper                    the numbers printed in the paper too, as a second table
 {_OPTIONS}"""
 
@@ -81,6 +85,9 @@ class _Command:
         self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
         self.dry_run = bool(arguments.take("dry_run"))
         self.out = Path(str(arguments.take("out", "tables")))
+        self.archive, self.source, self.into = (
+            _path(arguments.take(key)) for key in ("archive", "from_archive", "into")
+        )
         self.jobs = _whole_number("jobs", arguments.take("jobs", 1))
         self.plan = narrowed(
             self.whole,
@@ -90,6 +97,8 @@ class _Command:
             columns=_list(arguments.take("columns")),
             seeds=[_whole_number("seeds", seed) for seed in _list(arguments.take("seeds"))],
         )
+        if self.source is not None and self.archive is not None:
+            raise UserError("--from_archive runs nothing, so there is nothing for --archive to keep: give one of them.")
         for key, instead in _OF_ONE_RUN.items():
             if key in arguments.options:
                 raise UserError(f"--{key} is one run's: {instead}.")
@@ -101,6 +110,10 @@ class _Command:
 
         require_recbole()
         require_writable(self.out, f"out={self.out}")
+        if self.into is not None:  # asked now: the runs may take days
+            self._into("")
+        if self.archive is not None:
+            require_writable(self.archive.parent, f"archive={self.archive}")
         from recbole_ilrec.configuration.outcome import OUTCOME_FREE
         from recbole_ilrec.verbs.experiments import Experiments
         from recbole_ilrec.verbs.tables import Grid, paper_table, printed_counts
@@ -111,6 +124,8 @@ class _Command:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
         experiments, grid = Experiments(places, quick=self.quick), Grid(self.plan, self.given)
+        if self.source is not None:
+            return self._write(grid, self._archived(grid, self.source), printed)
         if self.plan.kind == "datasets":
             return self._datasets(grid, experiments, printed)
         finished = experiments.finished()
@@ -122,6 +137,16 @@ class _Command:
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
         experiments.make(missing, self.jobs, _Progress(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
+
+    def _archived(self, grid: "Grid", source: Path) -> "dict[Any, Outcome]":
+        from recbole_ilrec.verbs.archive import read_archive
+        from recbole_ilrec.verbs.experiments import Outcome
+
+        kept = read_archive(source)
+        outcomes = {run: kept.get(str(run), Outcome()) for run in grid.all_runs()}
+        if not any(outcome.record for outcome in outcomes.values()):
+            raise UserError(f"{source} holds none of the {len(outcomes)} runs, e.g. '{next(iter(outcomes))}'.")
+        return outcomes
 
     def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]", printed: Table | None) -> int:
         from recbole_ilrec.verbs.tables import results_table
@@ -136,9 +161,26 @@ class _Command:
                 logger.info("%s", path)
         else:
             self._save(made, FORMATS)
+        if self.archive is not None:
+            from recbole_ilrec.verbs.archive import write_archive
+
+            write_archive(self.archive, outcomes)
+        if self.into is not None:
+            page = self._into(markdown(made))
+            with write_atomically(self.into) as stream:
+                stream.write(page)
         sys.stdout.write(markdown(made))
         self._paper(printed)
         return int(any(outcome.error for outcome in outcomes.values()))
+
+    def _into(self, content: str) -> str:
+        """The page ``--into`` with ``content`` in the place of this table."""
+        assert self.into is not None
+        try:
+            text = self.into.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"into={self.into} cannot be read: {error.strerror}.") from None
+        return between_marks(text, f"{self.plan.name}-quick" if self.quick else self.plan.name, content)
 
     def _datasets(self, grid: "Grid", experiments: "Experiments", printed: Table | None) -> int:
         from recbole_ilrec.verbs.tables import datasets_table
@@ -209,6 +251,10 @@ def _plan(name: str, verb: str) -> Plan:
 def _names(verb: str) -> list[str]:
     plans = [read_plan(name, read_yaml(preset("table", name))) for name in preset_names("table")]
     return [plan.name for plan in plans if verb == "table" or plan.figure]
+
+
+def _path(value: Any) -> Path | None:
+    return None if value is None else Path(str(value))
 
 
 def _list(value: Any) -> list[Any]:

@@ -5,7 +5,6 @@ Knows plans, records and the files of ranks; how runs are made is :mod:`recbole_
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ import numpy as np
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import hit_and_ndcg
-from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.metrics.rank_metrics import POLICIES
 from recbole_ilrec.report.costs import total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
 from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
+from recbole_ilrec.verbs.archive import places_in_test
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
 
 Outcomes = Mapping[PlannedRun, Outcome]
@@ -177,10 +176,10 @@ def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tup
     users, rows = [], []
     for run in runs:
         record = outcomes[run].record or {}
-        path = ranks_file(Path(record.get("folder") or ""), "test")
-        if not path.is_file():
+        found = places_in_test(record)
+        if found is None:
             return None
-        user, places, _ = read_ranks(path)
+        user, places = found
         policy = record["evaluation"]["collisions"]
         values = hit_and_ndcg(places, int(k), policy if policy in POLICIES else "expected")[_TESTED.index(name)]
         order = user.argsort(stable=True)
