@@ -51,7 +51,7 @@ TABLE_HELP = f"""usage: recbole-ilrec table NAME [--key=value ...]
 Writes NAME.md, NAME.tex (booktabs) and NAME.csv, and prints the first.
 
   NAME                       main, ablation, datasets, cf-models, efficiency, sensitivity (Tables 1 to 6 of the paper),
-                             readings (of its equations), the name of a figure, or the path of a plan of your own (.yaml)
+                             readings (of its equations), the name of a figure, or the path of a plan of your own
   --paper                    the numbers printed in the paper too, as a second table
 {_OPTIONS}"""
 
