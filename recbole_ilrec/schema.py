@@ -40,7 +40,7 @@ class LegalTokens:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows of token ids for one training step, padded on the right; several rows may share a line of ``input_ids``.
+    """Rows of token ids for one training step, padded on the right.
 
     Attributes:
         input_ids: ``[B, T]`` int64. Padding stands after the row's last token, where a causal model cannot see it.
@@ -50,8 +50,6 @@ class TokenBatch:
         target: ``[N]`` int64, number of the training target (item to predict) the token belongs to, in the order of
             the data set's targets; -1 where the answer is no item.
         ilrec_rows: ``[N]`` bool, whether ILRec's terms apply (A30: the ``seqrec`` task), or ``None`` for all.
-        segment: ``[B, T]`` int64, number of the row a token belongs to, -1 in the padding, where lines hold several
-            rows, each of which sees itself only; ``None`` where every row has a line.
     """
 
     input_ids: Tensor
@@ -60,7 +58,6 @@ class TokenBatch:
     node: Tensor
     target: Tensor
     ilrec_rows: Tensor | None = None
-    segment: Tensor | None = None
 
     @property
     def count(self) -> int:

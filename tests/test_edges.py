@@ -140,13 +140,13 @@ def test_one_item_is_recommended_to_everybody(place):
 
 def test_a_step_with_fewer_rows_than_micro_batches_is_one_line():
     with pytest.raises(UserError, match="lower --gradient_accumulation_steps"):
-        StepPlan(np.array([1, 1]), batch=2, parts=3, seed=0)
+        StepPlan(np.array([2, 2]), np.array([1, 1]), batch=2, parts=3, seed=0)
 
 
 @pytest.mark.parametrize("rows", range(3, 12))
 def test_every_row_is_in_exactly_one_step_and_every_part_has_a_row(rows):
     chance = np.random.default_rng(rows)
-    plan = StepPlan(chance.integers(1, 9, rows), batch=4, parts=3, seed=1)
+    plan = StepPlan(chance.integers(1, 9, rows), chance.integers(1, 9, rows), batch=4, parts=3, seed=1)
     steps = list(plan.epoch(0))
     assert len(steps) == plan.steps
     assert all(len(part) for step in steps for part in step)
@@ -227,7 +227,7 @@ def test_a_process_that_sees_several_gpus_uses_one(tmp_path):
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     arguments._n_gpu = 2
-    plan = StepPlan(np.ones(4, dtype=int), 2, 1, 0)
+    plan = StepPlan(np.ones(4), np.ones(4, dtype=int), 2, 1, 0)
     kept = {"evaluate": lambda _loop: {}, "extra_state": dict, "kind": "M", "keep": 1, "save": False}
     loop = StepTrainer(torch.nn.Linear(1, 1), arguments, [], plan, stop=StopSignals(), **kept)
     assert loop.args.n_gpu == 1

@@ -46,22 +46,6 @@ def test_states_are_the_models_own_hidden_states(backbone):
 
 
 @torch.no_grad()
-def test_rows_in_one_line_have_the_states_of_rows_in_lines_of_their_own(backbone):
-    encoder = compact_encoder(backbone, catalog_of(backbone))
-    histories = [[1, 4, 2, 6], [3, 1], [5, 2, 1], [4, 4, 1, 2, 3, 6], [6, 5]]
-    rows = [encoder.row(Example(np.array(items), np.arange(len(items) - 1))) for items in histories]
-    packed, plain = encoder.collate(rows, pack=True), encoder.collate(rows)
-    assert packed.segment is not None and plain.segment is None
-    assert len(packed.input_ids) < len(plain.input_ids) == 5
-    for name in ("targets", "node", "target"):
-        assert torch.equal(getattr(packed, name), getattr(plain, name))
-    expected = backbone.layer_states(plain.input_ids, plain.select, 2)
-    found = backbone.layer_states(packed.input_ids, packed.select, 2, segment=packed.segment)
-    for state, own in zip((*found.candidates, found.final), (*expected.candidates, expected.final), strict=True):
-        torch.testing.assert_close(state, own, atol=2e-5, rtol=1e-4)
-
-
-@torch.no_grad()
 def test_beams_as_many_as_items_score_each_as_a_pass_of_its_own(backbone):
     catalog = catalog_of(backbone)
     prompts = [[5, 6, 7, 8], [9, 10]]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.prompt.encode import Example, PromptEncoder, packed_lines
+from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
 from recbole_ilrec.prompt.template import load_template, parse_template
 from tests.worlds import compact_encoder, pairs_of, small_backbone, small_catalog
@@ -145,20 +145,11 @@ def test_item_dropout_keeps_order_targets_and_a_past(sequences, kind, epoch):
         assert again.items.tolist() == example.items.tolist()
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_packed_rows_fit_their_lines_and_do_not_overlap(lengths):
-    length = np.array(lengths)
-    line, start = packed_lines(length)
-    taken = [(n, s + i) for n, s, own in zip(line, start, length, strict=True) for i in range(own)]
-    assert len(set(taken)) == length.sum() and max(place for _, place in taken) < length.max()
-    assert line.max() + 1 <= 1 + 2 * length.sum() / length.max(), "at most one line is half empty"
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=80), st.integers(1, 60), st.integers(1, 4))
 def test_a_plan_uses_every_row_once_in_a_fixed_number_of_steps_with_work_for_every_part(targets, batch, parts):
     targets = np.array(targets * parts)  # fewer rows than parts are refused: tests/test_edges.py
-    plan = StepPlan(targets, batch=batch, parts=parts, seed=0)
+    plan = StepPlan(size=targets + 1, targets=targets, batch=batch, parts=parts, seed=0)
     for epoch in (0, 1):
         steps = list(plan.epoch(epoch))
         assert len(steps) == plan.steps
@@ -168,25 +159,23 @@ def test_a_plan_uses_every_row_once_in_a_fixed_number_of_steps_with_work_for_eve
 
 def test_parts_do_not_change_which_rows_a_step_has():
     size = np.random.default_rng(0).integers(1, 30, 200)
-    one = StepPlan(size, 300, 1, 7)
-    two = StepPlan(size, 300, 2, 7)
+    one = StepPlan(size, size, 300, 1, 7)
+    two = StepPlan(size, size, 300, 2, 7)
     for a, b in zip(one.epoch(4), two.epoch(4), strict=True):
         assert sorted(a[0].tolist()) == sorted(np.concatenate(b).tolist())
 
 
 @pytest.mark.parametrize("kind", ["prefix", "sequence"])
-def test_the_targets_of_an_epoch_are_known_before_its_rows_are_made(kind):
+def test_rows_of_a_step_are_of_like_length_after_item_dropout(kind):
     chance = np.random.default_rng(0)
     pairs = pairs_of([chance.integers(1, 50, size).tolist() for size in chance.integers(3, 12, 150)], 12)
     rows = TrainRows(pairs, rows=kind, window=12, item_dropout=0.4, seed=1)
+    plan = StepPlan(rows.num_items, rows.num_targets, 40, 1, 0, rows.sizes)
     for epoch in (0, 3):
-        made = np.array([len(rows.example(epoch, row).targets) for row in range(len(rows))])
-        assert (rows.targets_in(epoch) == made).mean() > 0.95 and (rows.targets_in(epoch) >= made).all()
-
-
-def test_rows_that_cannot_share_lines_go_together_by_length():
-    size = np.random.default_rng(0).integers(1, 30, 500)
-    plan = StepPlan(np.ones(500, dtype=int), 20, 1, 0, size=size)
-    steps = [step[0] for step in plan.epoch(0)]
-    assert sorted(np.concatenate(steps).tolist()) == list(range(500))
-    assert size.sum() / sum(len(step) * size[step].max() for step in steps) > 0.9
+        length = np.array([len(rows.example(epoch, row).items) for row in range(len(rows))])
+        assert (rows.sizes(epoch)[0] == length).mean() > 0.95
+        steps = [step[0] for step in plan.epoch(epoch)]
+        assert len(steps) == plan.steps
+        assert sorted(np.concatenate(steps).tolist()) == list(range(len(rows)))
+        padded = sum(len(step) * length[step].max() for step in steps)
+        assert length.sum() / padded > 0.93

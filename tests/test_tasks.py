@@ -134,6 +134,7 @@ def test_rows_depend_on_seed_and_epoch_alone():
     assert ids(first, 0, order) == before == ids(second, 0, reversed(order))
     other, _ = rows_of(shipped(), seed=1)
     assert ids(other, 0, order) != before
+    assert first.num_tokens.tolist() == [len(before[row]) for row in order]
 
 
 def test_a_sample_of_the_fusion_rows_is_drawn_once_by_the_seed():
@@ -178,7 +179,8 @@ def test_shipped_prompts_cover_every_task_and_fill_every_row():
 
 def test_every_step_of_a_mixture_has_rows_of_every_task():
     group = np.repeat([0, 1, 2], [300, 60, 120])
-    plan = StepPlan(np.ones(480, dtype=int), batch=48, parts=2, seed=3, group=group)
+    size = np.concatenate([np.full(300, 20), np.arange(60) + 50, np.arange(120) + 100])
+    plan = StepPlan(size, np.ones(480, dtype=int), batch=48, parts=2, seed=3, group=group)
     steps = [np.concatenate(step) for step in plan.epoch(5)]
     assert sorted(np.concatenate(steps)) == list(range(480))
     counts = np.array([np.bincount(group[rows], minlength=3) for rows in steps])
@@ -190,7 +192,7 @@ def test_only_rows_of_ilrec_tasks_are_marked():
     rows, tokenizer = rows_of(shipped(("item2index", "fusionseqrec")))
     seqrec = TrainRows(pairs_of(SEQUENCES, 20), rows="sequence", window=20)
     for ilrec_tasks in (["seqrec"], ["seqrec", "fusionseqrec"], []):
-        batches = TaskBatches(seqrec, rows.encoder, rows, ilrec_tasks, pack=False)
+        batches = TaskBatches(seqrec, rows.encoder, rows, ilrec_tasks)
         names = ["seqrec"] * len(seqrec) + rows.tasks
         batch = batches.encode(0, np.arange(len(batches)))
         line = (batch.select // batch.input_ids.shape[1]).tolist()
@@ -265,7 +267,7 @@ def test_a_mixtures_loss_is_ilrecs_on_its_rows_and_cross_entropy_on_the_others(r
         inside = batch.ilrec_rows.nonzero()[:, 0]
         names = ("select", "targets", "node", "target")
         alone = replace(batch, ilrec_rows=None, **{name: getattr(batch, name)[inside] for name in names})
-        states = self.backbone.layer_states(batch.input_ids, batch.select, segment=batch.segment)
+        states = self.backbone.layer_states(batch.input_ids, batch.select)
         ce = cross_entropy(states.head(states.final), batch.targets)[~batch.ilrec_rows]
         seen.append((len(inside), len(ce), terms.total.item(), (compute(self, alone).total + ce.sum()).item()))
         legal = self._legal(batch)

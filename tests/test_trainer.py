@@ -26,7 +26,7 @@ def run(model="ILRec", **settings):
 
 
 LEARN = {
-    "epochs": 36,
+    "epochs": 24,
     "eval_step": 12,
     "train_batch_size": 64,
     "learning_rate": 5e-3,

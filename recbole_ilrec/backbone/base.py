@@ -141,13 +141,7 @@ class Backbone(nn.Module):
         return self._parts[2](states)
 
     def layer_states(
-        self,
-        input_ids: Tensor,
-        select: Tensor,
-        candidates: int = 0,
-        *,
-        segment: Tensor | None = None,
-        apply_final_norm: bool = True,
+        self, input_ids: Tensor, select: Tensor, candidates: int = 0, *, apply_final_norm: bool = True
     ) -> LayerStates:
         """One causal pass; states only where a supervised token is predicted (Eq. 2).
 
@@ -155,7 +149,6 @@ class Backbone(nn.Module):
             input_ids: ``[B, T]``, right-padded: a causal model never sees padding from a real position.
             select: ``[N]`` flat positions.
             candidates: K, layers L-K .. L-1 to hand over.
-            segment: ``[B, T]`` the row each token belongs to, where several rows share a line.
             apply_final_norm: pass candidate states through the final norm. ``hidden_states[-1]`` of transformers is
                 already normed; blocks' outputs, used here, are not.
         """
@@ -168,24 +161,12 @@ class Backbone(nn.Module):
         first = len(layers) - 1 - candidates
         picked: list[Tensor] = []
         with self._captured(layers[first:-1], picked):
-            apart = {} if segment is None else self._apart(segment)
-            hidden = decoder(input_ids=input_ids, use_cache=False, **apart).last_hidden_state
+            hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         final = hidden.flatten(0, 1)[select]
         # Not in the hook: gradient checkpointing runs a block again without it, and must find the same operations.
         states = (hidden.flatten(0, 1)[select] for hidden in picked)
         lower = tuple(self.norm(state) if apply_final_norm else state for state in states)
         return LayerStates(final=final, candidates=lower, head=self.head)
-
-    def _apart(self, segment: Tensor) -> dict[str, Tensor]:
-        """Mask and positions by which the rows of a line do not see each other and each begins at position 0."""
-        width = segment.shape[1]
-        causal = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
-        place = torch.arange(width, device=segment.device).expand_as(segment)
-        begins = torch.ones_like(segment, dtype=torch.bool)
-        begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
-        start = torch.where(begins, place, 0).cummax(1).values
-        seen = causal & (segment[:, None, :] == segment[:, :, None])
-        return {"attention_mask": self._bias(seen[:, None]), "position_ids": place - start}
 
     @staticmethod
     @contextmanager
@@ -225,20 +206,13 @@ class Backbone(nn.Module):
         ).last_hidden_state
         return hidden.flatten(0, 1)[select]
 
-    @property
-    def _window(self) -> int | None:
-        return getattr(self.model.config, "sliding_window", None)
-
-    def sees(self, length: int) -> bool:
-        """Whether attention reaches back so many tokens in all layers."""
-        return not self._window or length <= self._window
-
     def _check_window(self, length: int) -> None:
         """The masks of decoding hold no window, so nothing may lie outside of it."""
-        if not self.sees(length):
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and length > window:
             raise UserError(
-                f"a prompt with its answer has {length} tokens, and this backbone's attention sees {self._window}: "
-                f"lower --prompt.max_length to {self._window}, or MAX_ITEM_LIST_LENGTH."
+                f"a prompt with its answer has {length} tokens, and this backbone's attention sees {window}: lower "
+                f"--prompt.max_length to {window}, or MAX_ITEM_LIST_LENGTH."
             )
 
     def _bias(self, seen: Tensor) -> Tensor:

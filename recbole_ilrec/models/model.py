@@ -172,11 +172,7 @@ class GenerativeRecommender(SequentialRecommender):
         """The objective on one micro-batch; ``legal`` in place of what the table of training targets gives."""
         needs = self.objective.needs
         states = self.backbone.layer_states(
-            batch.input_ids,
-            batch.select,
-            needs.layers,
-            segment=batch.segment,
-            apply_final_norm=self.settings.ilrec.apply_final_norm,
+            batch.input_ids, batch.select, needs.layers, apply_final_norm=self.settings.ilrec.apply_final_norm
         )
         legal = legal or self._legal(batch)
         return self.objective(states, batch, legal, epoch=self.epoch, generator=generator)

@@ -5,7 +5,7 @@ padding id that is also a word can move a label. Knows the tokenizer and the cat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,28 +61,6 @@ def newest(items: Sequence[Array], separator: Array, room: int) -> list[Array]:
         used -= len(items[start]) + len(separator)
         start += 1
     return [part for tokens in items[start:] for part in (tokens, separator)]
-
-
-def packed_lines(length: Array) -> tuple[Array, Array]:
-    """Lines as long as the longest row: each row, the longest first, stands in the first line with room for it.
-
-    Args:
-        length: ``[R]`` tokens of each row.
-
-    Returns:
-        ``[R]`` line and ``[R]`` place of its first token, int64.
-    """
-    room: list[int] = []
-    line, start = np.zeros(len(length), dtype=np.int64), np.zeros(len(length), dtype=np.int64)
-    width = int(length.max())
-    for row in np.argsort(-length, kind="stable"):
-        own = int(length[row])
-        chosen = next((number for number, left in enumerate(room) if left >= own), len(room))
-        if chosen == len(room):
-            room.append(width)
-        line[row], start[row] = chosen, width - room[chosen]
-        room[chosen] -= own
-    return line, start
 
 
 class PromptEncoder:
@@ -224,24 +202,15 @@ class PromptEncoder:
         """Trie node before each token of :meth:`answer`."""
         return self._path[item]
 
-    def collate(self, rows: Sequence[EncodedRow], *, pack: bool = False) -> TokenBatch:
-        """Pad rows on the right and list their supervised tokens.
-
-        Args:
-            rows: of one micro-batch.
-            pack: put short rows behind each other, into lines as long as the longest row.
-        """
-        length = np.array([len(row.ids) for row in rows])
-        line, start = packed_lines(length) if pack else (np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64))
-        shape = (int(line.max()) + 1, int(length.max()))
-        ids, segment = np.full(shape, self.pad_id, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
-        for number, row in enumerate(rows):
-            place = slice(start[number], start[number] + length[number])
-            ids[line[number], place], segment[line[number], place] = row.ids, number
-        select = np.concatenate([n * shape[1] + s + row.position for n, s, row in zip(line, start, rows, strict=True)])
+    def collate(self, rows: Sequence[EncodedRow]) -> TokenBatch:
+        """Pad rows on the right and list their supervised tokens."""
+        width = max(len(row.ids) for row in rows)
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        for line, row in enumerate(rows):
+            ids[line, : len(row.ids)] = row.ids
+        select = np.concatenate([line * width + row.position for line, row in enumerate(rows)])
         columns = (np.concatenate([getattr(row, name) for row in rows]) for name in ("target", "node", "number"))
-        batch = TokenBatch(*map(torch.from_numpy, (ids, select, *columns)))
-        return replace(batch, segment=torch.from_numpy(segment)) if shape[0] < len(rows) else batch
+        return TokenBatch(torch.from_numpy(ids), *map(torch.from_numpy, (select, *columns)))
 
     def prompts(
         self, histories: Sequence[Array], variant: int = 0, candidates: Sequence[Array] | None = None

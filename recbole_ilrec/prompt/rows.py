@@ -119,16 +119,16 @@ class TrainRows:
         """``[rows]`` targets in each row, before any item dropout."""
         return self.num_items - self._split
 
-    def targets_in(self, epoch: int) -> Array:
-        """``[rows]`` targets of each row, at most, after the item dropout of an epoch."""
+    def sizes(self, epoch: int) -> tuple[Array, Array]:
+        """``[rows]`` items and targets of each row after the item dropout of an epoch (targets: at most)."""
         if not self.item_dropout:
-            return self.num_targets
+            return self.num_items, self.num_targets
         self._draw(epoch)
         whole, keep = self.num_items, self._keep.copy()
         keep[self._start[1:] - 1] |= self.num_targets == 1
         items = np.add.reduceat(keep.astype(np.int64), self._start[:-1])
         items = np.where(items > 1, items, whole)
-        return np.clip(items - 1, 1, self.num_targets)
+        return items, np.clip(items - 1, 1, self.num_targets)
 
     def _draw(self, epoch: int) -> None:
         if epoch == self._epoch:
@@ -205,56 +205,55 @@ def _sequence_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Arra
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Cuts an epoch into steps of about ``batch`` targets, and steps into micro-batches.
+    """Cuts an epoch into steps of about ``batch`` targets with rows of like length, and steps into micro-batches.
 
-    Rows come in random order, so that every step is a sample of the epoch; short ones share a line of tokens instead
-    (:func:`~recbole_ilrec.prompt.encode.packed_lines`). Where they cannot, rows of like length go together.
+    Lengths are those of the epoch where they are known: under item dropout, rows that are put together by their whole
+    lengths are a fifth padding.
 
     The number of steps is the same in every epoch. ``parts`` (micro-batches times processes) only decides how a step's
     rows are shared out, not which rows a step has, unless a step would have fewer rows than parts.
 
     Attributes:
+        size: ``[rows]`` length that decides which rows go together.
         targets: ``[rows]`` targets of each row.
         batch: targets of a step.
         parts: micro-batches of a step over all processes.
         seed: decides the order together with the epoch.
-        targets_in: ``targets`` of the rows as an epoch leaves them; default: the same in every epoch.
+        sizes: ``size`` and ``targets`` of the rows as an epoch leaves them; default: the same in every epoch.
         group: ``[rows]`` kind of each row, or ``None`` for one kind. Rows of each kind are spread evenly over the
-            steps, so no step is of one kind only.
-        size: ``[rows]`` length by which rows (of a kind) are put together, or ``None`` for none of this.
+            steps, so no step is of one kind only; ``size`` then compares rows of a kind.
 
     Raises:
         UserError: fewer rows than parts.
     """
 
+    size: Array
     targets: Array
     batch: int
     parts: int
     seed: int
-    targets_in: Callable[[int], Array] | None = None
+    sizes: Callable[[int], tuple[Array, Array]] | None = None
     group: Array | None = None
-    size: Array | None = None
 
     def __post_init__(self) -> None:
-        if len(self.targets) < self.parts:
+        if len(self.size) < self.parts:
             raise UserError(
                 f"a step of {self.parts} micro-batches (gradient_accumulation_steps times processes) needs as many "
-                f"training rows, the data give {len(self.targets)}: lower --gradient_accumulation_steps."
+                f"training rows, the data give {len(self.size)}: lower --gradient_accumulation_steps."
             )
 
     @property
     def steps(self) -> int:
         """Optimiser steps of an epoch."""
         wanted = max(1, round(int(self.targets.sum()) / self.batch))
-        return min(wanted, max(1, len(self.targets) // self.parts))
+        return min(wanted, max(1, len(self.size) // self.parts))
 
     def epoch(self, epoch: int) -> Iterator[list[Array]]:
         """Steps of an epoch; each is a list of ``parts`` arrays of row numbers."""
         chance = np.random.Generator(np.random.Philox([self.seed, epoch, 1]))
-        targets = self.targets_in(epoch) if self.targets_in else self.targets
-        order = chance.permutation(len(targets))
-        if self.size is not None:
-            order = order[np.argsort(self.size[order], kind="stable")]
+        size, targets = self.sizes(epoch) if self.sizes else (self.size, self.targets)
+        order = chance.permutation(len(size))
+        order = order[np.argsort(size[order], kind="stable")]
         if self.group is not None:
             order = order[np.argsort(_even_spread(self.group[order]), kind="stable")]
         done = np.cumsum(targets[order])

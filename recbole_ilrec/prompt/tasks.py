@@ -144,6 +144,11 @@ class TaskRows:
         """Task of each row."""
         return [case.task for case in self._cases]
 
+    @property
+    def num_tokens(self) -> Array:
+        """``[rows]`` tokens of each row, as it is in epoch 0."""
+        return np.array([len(self.row(0, row).ids) for row in range(len(self))])
+
     def row(self, epoch: int, row: int) -> EncodedRow:
         """Row ``row`` as it is in epoch ``epoch``; the same whoever asks, in whatever order.
 

@@ -66,9 +66,6 @@ class TrainSettings(Section):
 
     rows: Literal["prefix", "sequence"] = "prefix"
     """One row per (history, target), or one per sequence with every item after the first as a target."""
-    pack: bool = True
-    """Put short rows behind each other, into lines as long as the longest row of a micro-batch; each sees itself only.
-    The loss is the same and next to nothing is spent on padding; false gives every row a line."""
     gradient_accumulation: Natural = 1
     """Micro-batches of an optimiser step."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -231,7 +231,7 @@ class StepTrainer(Trainer):
         return {
             "seed": self.plan.seed,
             "learning_rate": self.args.learning_rate,
-            "training rows": len(self.plan.targets),
+            "training rows": len(self.plan.size),
             "steps of an epoch (train_batch_size)": self.plan.steps,
             "item identifiers": hashlib.sha256(tokens).hexdigest()[:16],
         }

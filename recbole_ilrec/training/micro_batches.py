@@ -18,26 +18,17 @@ class MicroBatches(Dataset):
     """Turns the keys of :class:`StepSampler` into token batches.
 
     Attributes:
-        targets: ``[rows]`` targets of each row, by which ``train_batch_size`` counts.
-        targets_in: the same as an epoch leaves them; ``None`` where every epoch does.
+        sizes: items and targets of the rows in an epoch, for :class:`~recbole_ilrec.prompt.rows.StepPlan`; ``None``
+            where they are the same in every epoch.
         group: ``[rows]`` kind of each row, where there are several.
-        size: ``[rows]`` length of each row, where like ones have to go together.
     """
 
-    targets: np.ndarray
-    targets_in: Callable[[int], np.ndarray] | None = None
+    sizes: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
     group: np.ndarray | None = None
-    size: np.ndarray | None = None
 
-    def __init__(self, rows: TrainRows, encoder: PromptEncoder, *, pack: bool = False):
+    def __init__(self, rows: TrainRows, encoder: PromptEncoder):
         self.rows = rows
         self.encoder = encoder
-        self.pack = pack
-        self.targets, self.targets_in = rows.num_targets, rows.targets_in
-
-    def plan(self, batch: int, parts: int, seed: int) -> StepPlan:
-        """The steps of ``batch`` targets that these rows make, each cut into ``parts``."""
-        return StepPlan(self.targets, batch, parts, seed, self.targets_in, self.group, self.size)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,8 +40,7 @@ class MicroBatches(Dataset):
 
     def encode(self, epoch: int, rows: np.ndarray) -> TokenBatch | AnswerBatch:
         """Some rows as they are in an epoch."""
-        encoded = [self.encoder.row(self.rows.example(epoch, row)) for row in rows]
-        return self.encoder.collate(encoded, pack=self.pack)
+        return self.encoder.collate([self.encoder.row(self.rows.example(epoch, row)) for row in rows])
 
 
 class StepSampler(Sampler):

@@ -43,7 +43,6 @@ class PreferenceBatches(MicroBatches):
         self.encoder = encoder
         self.reference = reference
         self.smoothing = smoothing
-        self.targets, self.size = np.ones(len(rows), dtype=np.int64), rows.num_items
 
     def encode(self, epoch: int, rows: Array) -> AnswerBatch:
         """Some rows as they are in an epoch."""
@@ -82,7 +81,7 @@ class PreferenceTrainer(GenerativeTrainer):
         self.chosen = chosen
         self.rejected = rejected
 
-    def training_batches(self, dataset: Any, pairs: Pairs) -> MicroBatches:
+    def training_batches(self, dataset: Any, pairs: Pairs) -> tuple[MicroBatches, Array, Array]:
         """See :meth:`GenerativeTrainer.training_batches`; a row is one target."""
         self.model.eval()
         kept = KeptRows(self.config, self.model, dataset, self.show_progress)
@@ -102,7 +101,8 @@ class PreferenceTrainer(GenerativeTrainer):
             reference[:, 0].mean(),
             against[np.isfinite(against)].mean() if np.isfinite(against).any() else np.nan,
         )
-        return PreferenceBatches(rows, self.model.encoder, reference, self._smoothing(dataset, rows))
+        batches = PreferenceBatches(rows, self.model.encoder, reference, self._smoothing(dataset, rows))
+        return batches, rows.num_items, np.ones(len(rows), dtype=np.int64)
 
     @torch.no_grad()
     def _log_probs(self, rows: PreferenceRows, some: Array) -> Array:

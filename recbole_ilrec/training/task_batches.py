@@ -33,14 +33,9 @@ class TaskBatches(MicroBatches):
         ilrec_tasks: tasks whose rows get ILRec's terms.
     """
 
-    def __init__(
-        self, rows: TrainRows, encoder: PromptEncoder, tasks: TaskRows, ilrec_tasks: Collection[str], *, pack: bool
-    ):
-        super().__init__(rows, encoder, pack=pack)
+    def __init__(self, rows: TrainRows, encoder: PromptEncoder, tasks: TaskRows, ilrec_tasks: Collection[str]):
+        super().__init__(rows, encoder)
         self.tasks = tasks
-        ones = np.ones(len(tasks), dtype=np.int64)
-        self.targets = np.concatenate([rows.num_targets, ones])
-        self.targets_in = lambda epoch: np.concatenate([rows.targets_in(epoch), ones])
         names = np.array([SEQREC] * len(rows) + tasks.tasks)
         self.group = np.unique(names, return_inverse=True)[1]
         self._ilrec = np.isin(names, list(ilrec_tasks))
@@ -56,12 +51,12 @@ class TaskBatches(MicroBatches):
             for row in rows
         ]
         ilrec = np.repeat(self._ilrec[rows], [len(row.target) for row in encoded])
-        return replace(self.encoder.collate(encoded, pack=self.pack), ilrec_rows=torch.from_numpy(ilrec))
+        return replace(self.encoder.collate(encoded), ilrec_rows=torch.from_numpy(ilrec))
 
 
 def task_batches(
-    config: Any, model: GenerativeRecommender, alignment: Alignment, rows: TrainRows, pairs: Pairs, *, pack: bool
-) -> TaskBatches:
+    config: Any, model: GenerativeRecommender, alignment: Alignment, rows: TrainRows, pairs: Pairs
+) -> tuple[TaskBatches, Array, Array]:
     """The rows of all tasks; each row of a task beside ``seqrec`` counts as one target.
 
     Args:
@@ -70,7 +65,9 @@ def task_batches(
         alignment: prompts and texts of the tasks.
         rows: rows of ``seqrec``.
         pairs: the training pairs that these rows are made of.
-        pack: see :meth:`~recbole_ilrec.prompt.encode.PromptEncoder.collate`.
+
+    Returns:
+        the batches; ``[rows]`` length of each row (items, or tokens in another task); ``[rows]`` targets of each.
     """
     settings = config.settings.alignment
     tasks = TaskRows(
@@ -83,4 +80,11 @@ def task_batches(
         max_text_tokens=settings.max_text_tokens,
         fusion_sample=settings.fusion_sample,
     )
-    return TaskBatches(rows, model.encoder, tasks, settings.ilrec_tasks, pack=pack)
+    batches = TaskBatches(rows, model.encoder, tasks, settings.ilrec_tasks)
+    lengths, ones = tasks.num_tokens, np.ones(len(tasks), dtype=np.int64)
+
+    def with_tasks(items: Array, targets: Array) -> tuple[Array, Array]:
+        return np.concatenate([items, lengths]), np.concatenate([targets, ones])
+
+    batches.sizes = lambda epoch: with_tasks(*rows.sizes(epoch))
+    return batches, *with_tasks(rows.num_items, rows.num_targets)

@@ -27,7 +27,7 @@ from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.metrics.generative_metrics import GenerativeMetrics
 from recbole_ilrec.metrics.rank_metrics import keep_ranks
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.prompt.rows import Pairs, TrainRows
+from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
@@ -90,7 +90,7 @@ class GenerativeTrainer:
         train = self.config.settings.train
         self.saved, self.show_progress = saved, show_progress
         pairs = to_pairs(train_data._dataset.inter_feat, self.model)
-        batches = self.training_batches(train_data._dataset, pairs)
+        batches, sizes, targets = self.training_batches(train_data._dataset, pairs)
         self.metrics.collector.data_collect(train_data)
         average = WeightAverage(self.model, train.ema) if train.ema else None
         if valid_data is not None:
@@ -100,7 +100,8 @@ class GenerativeTrainer:
             logger.info("Validation after every %d epochs on %d users", self.config["eval_step"], len(self.valid_pairs))
         arguments = training_arguments(self.config, self.run_folder)
         parts = train.gradient_accumulation * arguments.world_size
-        plan = batches.plan(self.config["train_batch_size"], parts, self.config["seed"])
+        batch, seed = self.config["train_batch_size"], self.config["seed"]
+        plan = StepPlan(sizes, targets, batch, parts, seed, batches.sizes, batches.group)
         loop = StepTrainer(
             self.model,
             arguments,
@@ -129,12 +130,16 @@ class GenerativeTrainer:
         note(epochs=self.progress.spent["epochs"] - self._before.get("epochs", 0))
         return self.progress.best_score, self.progress.best_result
 
-    def training_batches(self, dataset: Any, pairs: Pairs) -> MicroBatches:
+    def training_batches(self, dataset: Any, pairs: Pairs) -> tuple[MicroBatches, np.ndarray, np.ndarray]:
         """What to train on.
 
         Args:
             dataset: the training part of RecBole's data set.
             pairs: its rows.
+
+        Returns:
+            the rows as batches; ``[rows]`` length of each, by which like ones are put together; ``[rows]`` targets of
+            each, by which ``train_batch_size`` counts.
         """
         train = self.config.settings.train
         if self.model.objective.needs.rewards:
@@ -148,11 +153,11 @@ class GenerativeTrainer:
             seed=self.config["seed"],
             shuffle=self.config.settings.candidates.shuffle,
         )
-        # A packed line may be as long as the longest row; lines longer than the attention's window need its own mask.
-        pack = train.pack and self.model.backbone.sees(self.config.settings.prompt.max_length)
         if self.model.alignment is not None:
-            return task_batches(self.config, self.model, self.model.alignment, rows, pairs, pack=pack)
-        return MicroBatches(rows, self.model.encoder, pack=pack)
+            return task_batches(self.config, self.model, self.model.alignment, rows, pairs)
+        batches = MicroBatches(rows, self.model.encoder)
+        batches.sizes = rows.sizes
+        return batches, rows.num_items, rows.num_targets
 
     def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:
         """Eq. 10 for every training target, once: the reward model is frozen."""
