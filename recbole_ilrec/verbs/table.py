@@ -38,7 +38,7 @@ _OPTIONS = """
   --checkpoint_dir=saved     where runs and their records are; what is there is reused by content
   --out=tables               folder of the results
   --archive=FILE             also keep the runs in one small file, places of the true items included
-  --from_archive=FILE        only what stands in such a file: no data, no runs; what is missing stays empty
+  --from_archive=FILE,FILE   only what stands in such files: no data, no runs; what is missing stays empty
   --into=PAGE.md             also put the table into a page, between <!-- NAME:begin --> and <!-- NAME:end -->
   --KEY=VALUE                any other setting, for every run (docs/settings.md)
 
@@ -85,9 +85,8 @@ class _Command:
         self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
         self.dry_run = bool(arguments.take("dry_run"))
         self.out = Path(str(arguments.take("out", "tables")))
-        self.archive, self.source, self.into = (
-            _path(arguments.take(key)) for key in ("archive", "from_archive", "into")
-        )
+        self.archive, self.into = (_path(arguments.take(key)) for key in ("archive", "into"))
+        self.sources = [Path(str(path)) for path in _list(arguments.take("from_archive"))]
         self.jobs = _whole_number("jobs", arguments.take("jobs", 1))
         self.plan = narrowed(
             self.whole,
@@ -97,7 +96,7 @@ class _Command:
             columns=_list(arguments.take("columns")),
             seeds=[_whole_number("seeds", seed) for seed in _list(arguments.take("seeds"))],
         )
-        if self.source is not None and self.archive is not None:
+        if self.sources and self.archive is not None:
             raise UserError("--from_archive runs nothing, so there is nothing for --archive to keep: give one of them.")
         for key, instead in _OF_ONE_RUN.items():
             if key in arguments.options:
@@ -124,8 +123,8 @@ class _Command:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
         experiments, grid = Experiments(places, quick=self.quick), Grid(self.plan, self.given)
-        if self.source is not None:
-            return self._write(grid, self._archived(grid, self.source), printed)
+        if self.sources:
+            return self._write(grid, self._archived(grid), printed)
         if self.plan.kind == "datasets":
             return self._datasets(grid, experiments, printed)
         finished = experiments.finished()
@@ -138,14 +137,15 @@ class _Command:
         experiments.make(missing, self.jobs, _Progress(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
 
-    def _archived(self, grid: "Grid", source: Path) -> "dict[Any, Outcome]":
+    def _archived(self, grid: "Grid") -> "dict[Any, Outcome]":
         from recbole_ilrec.verbs.archive import read_archive
         from recbole_ilrec.verbs.experiments import Outcome
 
-        kept = read_archive(source)
+        kept = {run: outcome for source in self.sources for run, outcome in read_archive(source).items()}
         outcomes = {run: kept.get(str(run), Outcome()) for run in grid.all_runs()}
         if not any(outcome.record for outcome in outcomes.values()):
-            raise UserError(f"{source} holds none of the {len(outcomes)} runs, e.g. '{next(iter(outcomes))}'.")
+            files = ", ".join(map(str, self.sources))
+            raise UserError(f"{files} holds none of the {len(outcomes)} runs, e.g. '{next(iter(outcomes))}'.")
         return outcomes
 
     def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]", printed: Table | None) -> int:
