@@ -70,16 +70,19 @@ def _die_before(operation: int) -> None:
     sys.addaudithook(count)
 
 
-def begin(folder: Path, world: int, model: str, dataset: str, settings: Mapping[str, Any]) -> list[Any]:
-    """The same run in ``world`` processes, as ``torchrun`` starts them."""
+def environments(world: int) -> list[dict[str, str]]:
+    """The variables that ``torchrun`` sets for each of ``world`` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    return [
-        start(_one_of_several, str(folder), model, dataset, settings, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(world)
-    ]
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def begin(folder: Path, world: int, model: str, dataset: str, settings: Mapping[str, Any]) -> list[Any]:
+    """The same run in ``world`` processes, as ``torchrun`` starts them."""
+    own = environments(world)
+    return [start(_one_of_several, str(folder), model, dataset, settings, variables) for variables in own]
 
 
 def outcomes(folder: Path, children: list[Any], timeout: float = 300) -> list[dict[str, Any]]:

@@ -184,6 +184,41 @@ def test_every_fault_of_the_files_is_one_clear_line_and_leaves_nothing(tmp_path,
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+USERS = {
+    "user_explicit_preference": {"0": ["likes cables"], "9": ["unknown"]},
+    "user_vague_intention": {"train": {"7": {"item": 2, "querys": ["wants a pick", "a pick"]}}, "test": {}},
+}
+
+
+def test_a_file_of_users_texts_is_copied_whole_and_is_part_of_the_inputs(tmp_path):
+    path = raw(tmp_path / "raw", inter=INTER, index=INDEX)
+    prepare("toy", "lcrec", path, tmp_path / "out")
+    raw(path, user=USERS)
+    done = prepare("toy", "lcrec", path, tmp_path / "out")
+    assert not done.up_to_date and prepare("toy", "lcrec", path, tmp_path / "out").up_to_date
+    assert json.loads((done.folder / "toy.user.json").read_text()) == USERS
+    raw(path, user={"user_explicit_preference": {"0": ["likes cables"]}})
+    assert not prepare("toy", "lcrec", path, tmp_path / "out").up_to_date
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ("{", "X.user.json, line 1: not JSON"),
+        ({"users": {}}, "has no object 'user_explicit_preference'"),
+        ({**USERS, "user_vague_intention": {}}, "has no object 'train'"),
+        ({**USERS, "user_explicit_preference": {"0": [3]}}, "user '0': a text is missing"),
+        ({"user_explicit_preference": {"9": ["likes cables"]}}, "names no user of the interactions"),
+    ],
+)
+def test_every_fault_of_the_users_texts_is_one_clear_line_and_leaves_nothing(tmp_path, users, message):
+    path = raw(tmp_path / "raw", inter=INTER, index=INDEX, user=users)
+    with pytest.raises(UserError) as error:
+        prepare("toy", "lcrec", path, tmp_path / "out")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = raw(tmp_path / "raw", inter=INTER, index=INDEX)
     (path / "X.inter.json").write_bytes(b'{"\xff": [1]}')

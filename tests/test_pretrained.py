@@ -1,17 +1,22 @@
 """Where pretrained weights come from: presets, ``.gguf`` files, files inside packages, and what to do without them."""
 
+import os
 import sys
+import time
 from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+import torch
 
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models import pretrained
 from recbole_ilrec.models.pretrained import local_backbone, packaged_file
+from recbole_ilrec.runtime import processes
 from recbole_ilrec.settings import BackboneSettings
+from tests.children import environments, start
 
 
 class Run(dict):
@@ -66,6 +71,31 @@ def test_a_file_is_converted_once_and_anew_when_it_changes(tmp_path, monkeypatch
     other = Run(tmp_path / "cache", path=str(file), dtype="bfloat16")
     assert not folders & {local_backbone(run).path, local_backbone(other).path}
     assert made == [("model.gguf", "float32")] * 2 + [("model.gguf", "bfloat16")]
+
+
+def convert_slowly(folder, environment):
+    """In a process of its own: note who converts, and take so long that the others would begin too."""
+    os.environ.update(environment)
+
+    def convert(file, target, dtype):
+        time.sleep(0.3)
+        target.mkdir()
+        (folder / f"converted-{processes.rank()}").touch()
+
+    pretrained._convert = convert
+    with processes.together(torch.device("cpu")):
+        made = local_backbone(Run(folder / "cache", path=str(folder / "model.gguf"))).path
+    (folder / f"found-{processes.rank()}").write_text(made)
+
+
+def test_the_first_of_several_processes_converts_and_the_others_wait(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"1")
+    children = [start(convert_slowly, tmp_path, variables) for variables in environments(2)]
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert [path.name for path in tmp_path.glob("converted-*")] == ["converted-0"]
+    assert len({path.read_text() for path in tmp_path.glob("found-*")}) == 1
 
 
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path):

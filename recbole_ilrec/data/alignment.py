@@ -1,8 +1,4 @@
-"""What LC-Rec's alignment tasks read: item texts of the data set, and its file of users where a task needs one.
-
-Source: the file ``X.user.json`` as LC-Rec publishes it: ``user_explicit_preference`` is ``{user: [texts]}``,
-``user_vague_intention`` holds under ``train`` ``{user: {item, querys: [what the user wants, what the item is like]}}``.
-"""
+"""What LC-Rec's alignment tasks read: item texts of the data set, and its file of users where a task needs one."""
 
 import hashlib
 import json
@@ -16,6 +12,7 @@ from typing import Any
 from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.title import TITLE_FIELDS, clean_title
+from recbole_ilrec.preparation.user_texts import SUFFIX, UserRecord, user_records
 from recbole_ilrec.prompt.task_template import TaskTemplates, load_task_templates
 from recbole_ilrec.prompt.tasks import AlignmentTexts, UserTexts
 from recbole_ilrec.settings import SEQREC
@@ -24,11 +21,6 @@ logger = logging.getLogger(__name__)
 
 NEED_ITEMS = ("item2index", "index2item", "fusionseqrec")
 NEED_USERS = ("itemsearch", "preferenceobtain")
-_PREFERENCES, _INTENTIONS = "user_explicit_preference", "user_vague_intention"
-_SHAPE = (
-    f'{{"{_PREFERENCES}": {{user: [text, ...]}}, "{_INTENTIONS}": {{"train": {{user: {{"item": item, '
-    '"querys": [text, text]}}}}'
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ def _first(fields: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _users(config: Any, dataset: Any, tasks: list[str]) -> dict[int, UserTexts]:
-    path = Path(config["data_path"]) / f"{config['dataset']}.user.json"
+    path = Path(config["data_path"]) / f"{config['dataset']}{SUFFIX}"
     if not path.is_file():
         raise UserError(
             f"{path} does not exist, and tasks={tasks} need it: LC-Rec's file of user preferences and intentions "
@@ -103,14 +95,9 @@ def _users(config: Any, dataset: Any, tasks: list[str]) -> dict[int, UserTexts]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}): copy the file again.") from None
-    preferences = _mapping(path, content, _PREFERENCES)
-    intentions = _mapping(path, _mapping(path, content, _INTENTIONS), "train") if "itemsearch" in tasks else {}
+    records = user_records(path, content, need_intentions="itemsearch" in tasks)
     users, items = dataset.field2token_id[dataset.uid_field], dataset.field2token_id[dataset.iid_field]
-    found = {
-        users[user]: _texts_of(path, user, preferences.get(user, []), intentions.get(user), items)
-        for user in {**preferences, **intentions}
-        if user in users
-    }
+    found = {users[user]: _texts_of(record, items) for user, record in records.items() if user in users}
     if not found:
         raise UserError(
             f"{path} names no user of dataset '{config['dataset']}': its keys must be the user ids of the .inter file."
@@ -119,26 +106,7 @@ def _users(config: Any, dataset: Any, tasks: list[str]) -> dict[int, UserTexts]:
     return found
 
 
-def _mapping(path: Path, content: Any, key: str) -> dict[str, Any]:
-    inner = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(inner, dict):
-        raise UserError(f"{path} has no object '{key}': it must be {_SHAPE}.")
-    return inner
-
-
-def _texts_of(path: Path, user: str, preferences: Any, intention: Any, items: Mapping[str, int]) -> UserTexts:
-    preferences = [preferences] if isinstance(preferences, str) else preferences
-    intention = {"item": None, "querys": ["", ""]} if intention is None else intention
-    queries = intention.get("querys") if isinstance(intention, dict) else None
-    preferences, queries = _texts(preferences), _texts(queries)
-    if preferences is None or queries is None or len(queries) != 2:
-        raise UserError(f"{path}, user '{user}': a text is missing or is none. The file must be {_SHAPE}.")
-    wish, like = ((text,) if text else () for text in queries)
-    return UserTexts(tuple(filter(None, preferences)), items.get(str(intention.get("item")), 0), wish, like)
-
-
-def _texts(value: Any) -> list[str] | None:
-    """The texts of a list, cleaned; ``None`` where it is none."""
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        return None
-    return [clean_title(text) for text in value]
+def _texts_of(record: UserRecord, items: Mapping[str, int]) -> UserTexts:
+    preferences = tuple(filter(None, map(clean_title, record.preferences)))
+    wish, like = ((text,) if text else () for text in map(clean_title, record.queries))
+    return UserTexts(preferences, items.get(record.item, 0), wish, like)

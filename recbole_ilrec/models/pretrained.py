@@ -11,6 +11,7 @@ from typing import Any
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import install, staging_folder
+from recbole_ilrec.runtime import processes
 from recbole_ilrec.settings import BackboneSettings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def packaged_file(package: str) -> Path | None:
 
 
 def _converted(file: Path, dtype: str, cache: Path) -> Path:
-    """The folder with the model of ``file``, made when it is not there."""
+    """The folder with the model of ``file``, made by the first process when it is not there."""
     if not file.is_file():
         raise UserError(f"backbone '{file}' does not exist: give the path of a {SUFFIX} file, a folder or a hub id.")
     if find_spec("gguf") is None:
@@ -52,11 +53,12 @@ def _converted(file: Path, dtype: str, cache: Path) -> Path:
     state = file.stat()
     identity = f"{file.name} {state.st_size} {state.st_mtime_ns} {dtype}"
     target = cache / "backbones" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if not target.is_dir():
-        logger.info("Converting %s to safetensors in %s (once; cached)", file.name, target)
-        with staging_folder(target) as staging:
-            _convert(file, staging / "model", dtype)
-            install(staging / "model", target)
+    with processes.first_alone():
+        if not target.is_dir():
+            logger.info("Converting %s to safetensors in %s (once; cached)", file.name, target)
+            with staging_folder(target) as staging:
+                _convert(file, staging / "model", dtype)
+                install(staging / "model", target)
     return target
 
 

@@ -1,4 +1,4 @@
-"""LC-Rec's data folder: ``X.inter.json``, ``X.index.json`` and, where published, ``X.item.json``.
+"""LC-Rec's data folder: ``X.inter.json``, ``X.index.json`` and, where published, ``X.item.json`` and ``X.user.json``.
 
 Public reference: the data layout of LC-Rec (Zheng et al., ICDE 2024), which LETTER and others ship as well.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.atomic import TEXT_FIELDS
 from recbole_ilrec.preparation.source import Source, SourceData
+from recbole_ilrec.preparation.user_texts import SUFFIX as USERS
+from recbole_ilrec.preparation.user_texts import user_records
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,10 @@ def find(folder: Path, name: str) -> dict[str, Path]:
             f"use one of these names."
         )
     stem = name if name in stems else stems[0]
-    candidates = {"interactions": INTERACTIONS, "index": INDEX, "texts": TEXTS}
+    candidates = {"interactions": INTERACTIONS, "index": INDEX, "texts": TEXTS, "users": USERS}
     files = {role: folder / f"{stem}{suffix}" for role, suffix in candidates.items()}
     files = {role: path for role, path in files.items() if path.is_file()}
-    if len(files) == 1:
+    if not files.keys() & {"index", "texts"}:
         raise UserError(
             f"Neither {stem}{TEXTS} nor {stem}{INDEX} is in {folder}: items need texts or semantic IDs. Put one beside "
             f"{stem}{INTERACTIONS}."
@@ -47,7 +49,7 @@ def find(folder: Path, name: str) -> dict[str, Path]:
 
 
 def read(files: Mapping[str, Path], work: Path) -> SourceData:
-    """Validated sequences, texts and index; ``work`` is not used, the files fit in memory.
+    """Validated sequences, texts, index and users' texts; ``work`` is not used, the files fit in memory.
 
     Choice: sequences are taken as they are, repeats of an item included, since LC-Rec has filtered them already; the
     order of the published list is the order in time.
@@ -65,7 +67,8 @@ def read(files: Mapping[str, Path], work: Path) -> SourceData:
             raise UserError(f"{files['texts']} has no text for {_some(missing)}, and there is no index: add the items.")
         if missing:
             logger.warning("%s has no text for %s.", files["texts"].name, _some(missing))
-    return SourceData(sequences.items(), tie_rule="order of the published list", texts=texts, index=index)
+    users = _users(files["users"], sequences) if "users" in files else None
+    return SourceData(sequences.items(), tie_rule="order of the published list", texts=texts, index=index, users=users)
 
 
 def _some(items: Sequence[str]) -> str:
@@ -145,6 +148,13 @@ def _texts(path: Path) -> dict[str, dict[str, str]]:
     if not any("title" in fields for fields in texts.values()):
         raise UserError(f"{path}: no item has a title. It must be {shape}.")
     return texts
+
+
+def _users(path: Path, sequences: Mapping[str, object]) -> dict[str, object]:
+    content = _mapping(path, "an object")
+    if not user_records(path, content, need_intentions=False).keys() & sequences.keys():
+        raise UserError(f"{path} names no user of the interactions: take the file that belongs to them, or remove it.")
+    return content
 
 
 def _text(value: object) -> str:

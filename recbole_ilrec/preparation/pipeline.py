@@ -16,6 +16,7 @@ from recbole_ilrec.preparation.candidate_lists import write_candidates
 from recbole_ilrec.preparation.files import install, recover, sha256_of, staging_folder, write_atomically
 from recbole_ilrec.preparation.known import download, how_to_get, known_dataset
 from recbole_ilrec.preparation.source import SOURCES, SourceData
+from recbole_ilrec.preparation.user_texts import SUFFIX as USERS
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,8 @@ def _build(name: str, data: SourceData, folder: Path, identity: Mapping[str, obj
         write_items(folder / f"{name}.item", texts)
     if index:
         _write_json(folder / f"{name}.index.json", index, indent=None)
+    if data.users is not None:
+        _write_json(folder / f"{name}{USERS}", data.users, indent=None)
     if data.candidates is not None:
         write_candidates(folder / f"{name}{CANDIDATES}", data.candidates)
         counts |= {

@@ -17,6 +17,7 @@ class SourceData:
         tie_rule: how interactions of one user at one time are ordered, for the manifest.
         texts: item token -> field -> text, or ``None`` when the source has no texts.
         index: item token -> semantic-ID tokens, all of one length, or ``None``.
+        users: content of LC-Rec's file of users' texts, or ``None``.
         candidates: published choices among candidates, every item of which has a text, or ``None``.
     """
 
@@ -24,6 +25,7 @@ class SourceData:
     tie_rule: str
     texts: Mapping[str, Mapping[str, str]] | None = None
     index: Mapping[str, Sequence[str]] | None = None
+    users: Mapping[str, object] | None = None
     candidates: Sequence[CandidateRow] | None = None
 
 
