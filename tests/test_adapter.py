@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.backbone.tiny import build_tokenizer
@@ -189,6 +190,31 @@ def test_a_checkpoint_holds_adapters_and_new_rows_and_resumes_exactly(folders, t
     run_lora(tmp_path, folders["Llama", True], resume_from_checkpoint="again", **changes)
     resumed = load_state(tmp_path / "again" / "best")["model"]
     assert all(torch.equal(resumed[name], best[name]) for name in best)
+
+
+def test_adapters_of_another_base_model_are_named_and_not_taken(tmp_path, monkeypatch, caplog):
+    """The same path, settings and shapes, but other weights below: only their content tells."""
+    monkeypatch.chdir(tmp_path)
+    folder = save_model(tmp_path / "base", "Llama", tied=True)
+    changes = {"max_steps": 2, "save_steps": 1, "train_batch_size": 16, "mu": 0, "eval_users": 4}
+    run_lora(tmp_path, folder, **changes)
+    (run,) = (tmp_path / "saved").glob("ILRec-ring-*")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.get_decoder().layers[1].mlp.up_proj.weight.data.add_(0.01)
+    model.save_pretrained(folder)
+    for where in (str(run), "auto"):
+        with pytest.raises(UserError, match="checkpoint-2 is of a run with another base model under the adapters: "):
+            run_lora(tmp_path, folder, resume_from_checkpoint=where, **changes)
+    assert "An older checkpoint is tried." in caplog.text
+    with pytest.raises(UserError, match="best was trained on another base model"):
+        run_lora(tmp_path, folder, "DPO", **changes, **{"preference.checkpoint": str(supervised(tmp_path, folder))})
+
+
+def supervised(tmp_path, folder):
+    """A run of LCRec whose base model is another by now."""
+    run_lora(tmp_path, folder, "LCRec", max_steps=1, train_batch_size=16, eval_users=4, checkpoint_dir="supervised")
+    save_model(tmp_path / "base", "Llama", tied=True)
+    return next((tmp_path / "supervised").glob("LCRec-ring-*"))
 
 
 @pytest.mark.parametrize("model", ["SDPO", "BIGRec"])

@@ -9,6 +9,7 @@ import torch
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.training import trainer
 from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import QUICK, ring_world, write_dataset
 
@@ -100,6 +101,7 @@ def test_resuming_a_finished_run_only_evaluates(ring, monkeypatch):
     first = run(**SHORT)
     folder = only_run(ring)
     monkeypatch.setattr(StepTrainer, "compute_loss", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(trainer, "reward_table", lambda *a: pytest.fail("rewards computed again"))
     assert run(resume_from_checkpoint=str(folder), **SHORT)["test_result"] == first["test_result"]
 
 

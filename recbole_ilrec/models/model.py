@@ -37,6 +37,7 @@ from recbole_ilrec.prompt.template import load_template
 from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.reward.token_reward import legal_tokens, token_rewards
 from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.weights import frozen_key
 from recbole_ilrec.schema import AnswerBatch, LegalTokens, LossTerms, Ranking, TokenBatch
 
 
@@ -61,6 +62,7 @@ class GenerativeRecommender(SequentialRecommender):
         dataset: RecBole's data set (numbers of items, their external ids and texts).
 
     Attributes:
+        frozen_key: tells the weights that are not trained from others; empty where all are.
         alignment: the tasks beside sequential recommendation, or ``None``.
         objective: the loss over tokens; supervised fine-tuning where ``preference`` follows it.
         preference: the loss over chosen and rejected answers, or ``None``.
@@ -84,6 +86,7 @@ class GenerativeRecommender(SequentialRecommender):
         self.backbone = build_backbone(
             weights, items.new_tokens, texts, config["seed"], settings.adapter, device=config["device"]
         )
+        self.frozen_key = frozen_key(self.backbone)
         tokenizer = self.backbone.tokenizer
         self.catalog = self._catalog(items.token_ids(tokenizer), tokenizer)
         self.encoder = PromptEncoder(tokenizer, self.catalog, template, settings.prompt.max_length)

@@ -197,8 +197,9 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
     settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
     template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
     items = hashlib.sha256(tokens).hexdigest()
-    tasks = [model.alignment.key] if model.alignment else []
-    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *tasks, *further]
+    own = [model.alignment.key] if model.alignment else []
+    own += [model.frozen_key] if model.frozen_key else []
+    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *own, *further]
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
     return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"

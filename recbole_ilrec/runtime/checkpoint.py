@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,15 @@ def resumable(folder: Path, *, kind: str) -> list[Path]:
     return good
 
 
-def load_resumable(folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:
+def load_resumable(
+    folder: Path, *, kind: str, check: Callable[[Path, Mapping[str, Any]], None] | None = None
+) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint of :func:`resumable` that can be read as a whole, and what it holds; bad ones are named.
+
+    Args:
+        folder: see :func:`resumable`.
+        kind: likewise.
+        check: raises UserError of a checkpoint whose content does not fit the run.
 
     Raises:
         UserError: none can; the message is about the newest one.
@@ -151,6 +158,8 @@ def load_resumable(folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:
         try:
             state = load_state(path, kind=kind)
             json.loads((path / LOOP_STATE).read_text(encoding="utf-8"))
+            if check is not None:
+                check(path, state)
             return path, state
         except UserError as error:
             problem = error

@@ -1,5 +1,6 @@
 """The trained weights of a model as a whole: named, put back, averaged. Knows parameters; never what they compute."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,25 @@ from recbole_ilrec.errors import UserError
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained by name, a tied one once: all, or adapters and what is trained beside them."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def frozen_key(model: nn.Module) -> str:
+    """What tells the weights under adapters from others; empty where all weights are trained.
+
+    Of every frozen tensor 64 numbers at even distances count: another model, or the same one in another precision,
+    differs in nearly all of them, and reading billions before each run would be felt. They are of the tensor's first
+    half, since rows that were added at the end of an embedding are drawn and may differ between machines in their last
+    bits, as 4-bit codes may, which are left out.
+    """
+    frozen = [(name, p.detach()) for name, p in model.named_parameters() if not p.requires_grad]
+    digest = hashlib.sha256()
+    for name, values in frozen:
+        digest.update(f"{name} {values.dtype}".encode())
+        if values.is_floating_point():
+            half = values.flatten()[: -(-values.numel() // 2)]
+            some = half[:: max(1, len(half) // 64)][:64].contiguous()
+            digest.update(some.view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16] if frozen else ""
 
 
 @torch.no_grad()

@@ -39,6 +39,8 @@ from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.micro_batches import MicroBatches, StepLoader, StepSampler
 
+BASE = "base model under the adapters"
+"""Name of what a checkpoint of adapters alone depends on."""
 NON_FINITE = "batch with a loss that is not finite"
 
 
@@ -234,16 +236,25 @@ class StepTrainer(Trainer):
             "training rows": len(self.plan.size),
             "steps of an epoch (train_batch_size)": self.plan.steps,
             "item identifiers": hashlib.sha256(tokens).hexdigest()[:16],
+            BASE: self.model.frozen_key,
         }
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def check(self, checkpoint: Path, content: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            UserError: it is of a run on other rows, on another base model under its adapters, or with another seed or
+                learning rate.
+        """
         for name, value in self._identity().items():
-            stored = self._resumed.get("identity", {}).get(name, value)
+            stored = content.get("identity", {}).get(name, value)
             if stored != value:
                 raise UserError(
-                    f"{resume_from_checkpoint} is of a run with another {name}: {stored} there, {value} here. Resume "
-                    "it with its own data and settings, or start anew without --resume_from_checkpoint."
+                    f"{checkpoint} is of a run with another {name}: {stored} there, {value} here. Resume it with its "
+                    "own data and settings, or start anew without --resume_from_checkpoint."
                 )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.model, self._resumed["model"], resume_from_checkpoint)
         if self.average:
             self.average.restore(self._resumed["average"])
@@ -252,11 +263,7 @@ class StepTrainer(Trainer):
             self.sums, self.supervised = dict.fromkeys(self.sums, 0.0), 0
 
     def restore(self, checkpoint: Path, content: dict[str, Any]) -> None:
-        """Weights and place of a checkpoint, from which ``train(resume_from_checkpoint=...)`` goes on.
-
-        Raises:
-            UserError: it is of a run on other rows, or with another seed or learning rate.
-        """
+        """Weights and place of a checkpoint, from which ``train(resume_from_checkpoint=...)`` goes on."""
         self._resumed = content
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / LOOP_STATE))

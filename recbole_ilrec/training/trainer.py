@@ -6,9 +6,10 @@ The steps themselves are :mod:`recbole_ilrec.training.loop`; what a metric is, R
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
@@ -40,8 +40,9 @@ from recbole_ilrec.training.arguments import training_arguments
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.training.epochs import Epochs, Progress, epoch_of, evaluation_due
 from recbole_ilrec.training.layer_losses import note_layer_losses
-from recbole_ilrec.training.loop import StepTrainer
+from recbole_ilrec.training.loop import BASE, StepTrainer
 from recbole_ilrec.training.micro_batches import MicroBatches
+from recbole_ilrec.training.reward_rows import reward_table
 from recbole_ilrec.training.task_batches import task_batches
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class GenerativeTrainer:
         self._watch = Stopwatch()
         try:
             with loop.stop:
-                self._train(loop, train.max_steps or plan.steps * self.config["epochs"])
+                last = train.max_steps or plan.steps * self.config["epochs"]
+                self._train(loop, last, partial(reward_table, self.model, train_data._dataset, pairs, show_progress))
                 if loop.stop.received is not None:
                     raise Interrupted(loop.stop.received)
         except Interrupted as stop:
@@ -142,8 +144,6 @@ class GenerativeTrainer:
             each, by which ``train_batch_size`` counts.
         """
         train = self.config.settings.train
-        if self.model.objective.needs.rewards:
-            self.model.rewards = self._rewards(dataset, pairs, self.show_progress)
         rows = TrainRows(
             pairs,
             rows=train.rows,
@@ -159,31 +159,23 @@ class GenerativeTrainer:
         batches.sizes = rows.sizes
         return batches, rows.num_items, rows.num_targets
 
-    def _rewards(self, dataset: Any, pairs: Pairs, show_progress: bool) -> RewardTable:
-        """Eq. 10 for every training target, once: the reward model is frozen."""
-        reward_model = self.model.reward_model
-        label = set_color("Rewards    ", "pink")
-        return RewardTable(
-            self.model.catalog,
-            pairs.target,
-            lambda some: reward_model.probabilities(
-                dataset.inter_feat[some], None if pairs.candidates is None else pairs.candidates[some]
-            ),
-            progress=lambda chunks: tqdm(chunks, desc=label, ncols=100, disable=not show_progress),
-        )
-
     def _spent(self, loop: StepTrainer) -> dict[str, float]:
         """Seconds and epochs of training, those before an interruption included."""
         epochs = max(float(loop.state.epoch or 0.0), self._before.get("epochs", 0.0))
         return {**self._watch.read(self._before), "epochs": round(epochs, 3)}
 
-    def _train(self, loop: StepTrainer, last: int) -> None:
-        """All steps up to number ``last`` that are not done yet."""
+    def _train(self, loop: StepTrainer, last: int, rewards: Callable[[], RewardTable]) -> None:
+        """All steps up to number ``last`` that are not done yet; ``rewards`` are computed only for them."""
         checkpoint = self._resume(loop, last) if self.config["resume_from_checkpoint"] else None
         if self.progress.stopped:
             self.load_best()
             return
         if loop.state.global_step < last:
+            if self.model.objective.needs.rewards:
+                self._before = self._spent(loop)
+                with loop.stop.at_once():
+                    self.model.rewards = rewards()
+                self._watch = Stopwatch()  # they are no part of training's seconds
             with at_work(self.run_folder, self.config) if self.saved and processes.is_first() else nullcontext():
                 self._steps(loop, checkpoint)
         if loop.average and (self.valid_pairs is None or not self.saved):
@@ -212,7 +204,9 @@ class GenerativeTrainer:
         """Go back to the newest checkpoint that can be read; an evaluation that was due then is made up for."""
         kind = self.config["model"]
         with processes.first_alone():
-            checkpoint, content = load_resumable(Path(self.config["resume_from_checkpoint"]), kind=kind)
+            checkpoint, content = load_resumable(
+                Path(self.config["resume_from_checkpoint"]), kind=kind, check=loop.check
+            )
         loop.restore(checkpoint, content)
         self.progress = Progress(**content["extra"])
         self._before = dict(self.progress.spent)
@@ -277,6 +271,7 @@ class GenerativeTrainer:
     def _save_best(self, score: float) -> None:
         content = {
             "model": weights(self.model),
+            BASE: self.model.frozen_key,
             "settings": self.config.settings.model_dump(mode="json"),
             "request": request_of(self.config),
             "valid_score": score,
@@ -291,9 +286,16 @@ class GenerativeTrainer:
         keep_ranks(self.config, self.run_folder, split, torch.from_numpy(self._users), self.places)
 
     def load_best(self, folder: Path | None = None) -> None:
-        """Put the best weights of a run back into the model."""
+        """Put the best weights of a run back into the model.
+
+        Raises:
+            UserError: they are of another kind or shape, or adapters of another base model.
+        """
         folder = folder or self.run_folder / BEST
-        load_weights(self.model, load_state(folder, kind=self.config["model"])["model"], folder)
+        state = load_state(folder, kind=self.config["model"])
+        if state.get(BASE, self.model.frozen_key) != self.model.frozen_key:
+            raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
+        load_weights(self.model, state["model"], folder)
         logger.info("Loading model structure and parameters from %s", folder)
 
     def evaluate(
