@@ -70,12 +70,16 @@ def _die_before(operation: int) -> None:
     sys.addaudithook(count)
 
 
-def environments(world: int) -> list[dict[str, str]]:
-    """The variables that ``torchrun`` sets for each of ``world`` processes."""
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        return int(free.getsockname()[1])
+
+
+def environments(world: int) -> list[dict[str, str]]:
+    """The variables that ``torchrun`` sets for each of ``world`` processes."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 

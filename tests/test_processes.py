@@ -1,17 +1,24 @@
 """Several processes on one run give what one gives, and only the first one writes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
 from recbole_ilrec.runtime.device import choose_device
-from tests.children import begin, outcomes, several
+from recbole_ilrec.settings import build_settings
+from recbole_ilrec.training.arguments import training_arguments
+from tests.children import begin, free_port, outcomes, several
 from tests.worlds import QUICK, ring_world, write_dataset
 
 PLAIN = {
@@ -26,6 +33,8 @@ PLAIN = {
     "save_steps": 4,
     "train.keep_checkpoints": 99,
 }
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -119,6 +128,55 @@ def test_a_first_process_that_fails_does_not_leave_the_others_waiting(ring):
     first, second = several(ring, 2, "ILRec", "ring", {**PLAIN, "k": 4})
     assert "k=4" in first["error"]
     assert second["error"].startswith("the first of 2 processes failed: k=4")
+
+
+ON_A_NODE = """
+import json, sys
+from pathlib import Path
+import torch
+from recbole_ilrec.runtime import processes
+folder = Path(sys.argv[1])
+with processes.together(torch.device("cpu")):
+    with processes.first_alone():
+        here = (folder / "built").exists()
+        (folder / "built").touch()
+    told = processes.agreed("from the first" if processes.is_first() else "")
+    found = [here, told, processes.total(torch.tensor([processes.rank() + 1])).tolist(), processes.world()]
+    (folder / f"node-{processes.rank()}").write_text(json.dumps(found))
+"""
+
+
+def test_torchrun_on_two_nodes_makes_one_run(tmp_path):
+    """Both nodes are this machine: two launches that meet at an address and a port."""
+    (tmp_path / "node.py").write_text(ON_A_NODE)
+    meet = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *meet]
+    nodes = [
+        subprocess.Popen([*launch, f"--node_rank={rank}", str(tmp_path / "node.py"), str(tmp_path)], env=ENVIRONMENT)
+        for rank in (1, 0)
+    ]
+    assert [node.wait(timeout=240) for node in nodes] == [0, 0]
+    found = [json.loads((tmp_path / f"node-{rank}").read_text()) for rank in (0, 1)]
+    assert found == [[False, "from the first", [3], 2], [True, "from the first", [3], 2]]
+
+
+class Told(dict):
+    """Settings of a run on the second GPU, as far as the training arguments read them."""
+
+    settings = build_settings({})
+
+
+def test_a_named_gpu_is_the_one_that_training_computes_on(tmp_path, monkeypatch):
+    """The library sets up the first GPU and makes it current; accelerate then moves the model to the current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(torch.device(device)))
+    asked = torch.device("cuda", 1)
+    config = Told(epochs=1, learning_rate=1e-3, weight_decay=0.0, seed=1, device=asked)
+    with processes.together(asked):
+        arguments = training_arguments(config, tmp_path)
+        assert arguments.device == asked and current and set(current) == {asked}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert PartialState.default_device.fget(None) == torch.device("cuda")
 
 
 def test_classical_models_and_a_named_gpu_are_refused_under_torchrun(ring, monkeypatch):

@@ -123,6 +123,11 @@ class Backbone(nn.Module):
         return self._parts[0]
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, lowest first."""
+        return self._parts[1]
+
+    @property
     def num_layers(self) -> int:
         """Decoder blocks L."""
         return len(self._parts[1])

@@ -25,7 +25,7 @@ OUTCOME_FREE = frozenset((
 ))
 # fmt: on
 """Settings that do not change what comes out of a training; results are cached by the others."""
-HOW_OFTEN_SAVED = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps"}}
+HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps", "parallel"}}
 """The same among the typed settings."""
 _LENGTH = 16
 
@@ -57,7 +57,7 @@ def data_key(config: Config) -> str:
 def settings_key(config: Config) -> str:
     """Names the settings that decide the outcome; of a classical model those that it reads."""
     if config.is_llm:
-        typed = config.settings.model_dump(mode="json", exclude=HOW_OFTEN_SAVED)
+        typed = config.settings.model_dump(mode="json", exclude=HOW_RUN)
     else:
         typed = {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
         if config.settings.task == "candidates":

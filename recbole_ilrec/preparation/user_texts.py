@@ -63,7 +63,7 @@ def _record(path: Path, user: str, preferences: Mapping[str, Any], intentions: M
     likes, wish = preferences.get(user, []), intentions.get(user, {"item": None, "querys": ["", ""]})
     likes = [likes] if isinstance(likes, str) else likes
     queries = wish.get("querys") if isinstance(wish, dict) else None
-    if not (_are_texts(likes) and _are_texts(queries) and len(queries) == 2):
+    if not _are_texts(likes) or not isinstance(queries, list) or not _are_texts(queries) or len(queries) != 2:
         raise UserError(f"{path}, user '{user}': a text is missing or is none. The file must be {_SHAPE}.")
     item = wish.get("item")
     return UserRecord(tuple(likes), "" if item is None else str(item), (queries[0], queries[1]))

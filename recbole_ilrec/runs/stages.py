@@ -18,7 +18,7 @@ from typing import Any
 from recbole.utils import init_seed, set_color
 
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
-from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, outcome_settings
+from recbole_ilrec.configuration.outcome import HOW_RUN, outcome_settings
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
@@ -28,6 +28,7 @@ from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, checkpoints, fingerprint
 from recbole_ilrec.runtime.interrupts import Interrupted
 from recbole_ilrec.runtime.run_folder import new_folder
+from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import Settings
 from recbole_ilrec.training.gamma_choice import choose_gamma
@@ -45,7 +46,7 @@ SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
     **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
-    "train": HOW_OFTEN_SAVED["train"] | {"layer_losses"},
+    "train": HOW_RUN["train"] | {"layer_losses"},
 }
 
 
@@ -62,9 +63,13 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     """
     init_seed(config["seed"], config["reproducibility"])
     with processes.first_alone():
-        model = config.model_class(config, data.train._dataset).to(config["device"])
+        model = config.model_class(config, data.train._dataset)
     trained = sum(parameter.numel() for parameter in weights(model).values())
     logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
+    if config.settings.train.parallel == "fsdp":
+        shard(model, model.backbone.blocks, config["device"])
+    else:
+        model.to(config["device"])
     log_findings(diagnose(config, data, model))
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.runtime.shards import fill
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -50,7 +51,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor], where: str | Pat
             f"'{wrong[0]}'. Use the settings, data and item index that it was trained with."
         )
     for name, parameter in own.items():
-        parameter.copy_(saved[name])
+        fill(parameter, saved[name])
 
 
 class WeightAverage:
@@ -72,7 +73,10 @@ class WeightAverage:
     def restore(self, mean: Mapping[str, Tensor] | None) -> None:
         """Go on from a stored average; without one (the run had none before) from the weights as they are now."""
         for name, parameter in self.trained.items():
-            self.mean[name] = (parameter if mean is None else mean[name]).detach().to(parameter.device, copy=True)
+            if mean is None:
+                self.mean[name].copy_(parameter)
+            else:
+                fill(self.mean[name], mean[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -85,6 +89,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the average."""
+        """Exchange the model's weights and the average, in place: shares are gathered from where they are."""
         for name, parameter in self.trained.items():
-            parameter.data, self.mean[name] = self.mean[name], parameter.data
+            kept = parameter.detach().clone()
+            parameter.copy_(self.mean[name])
+            self.mean[name].copy_(kept)

@@ -94,6 +94,9 @@ class TrainSettings(Section):
     """Resumable checkpoints kept."""
     log_steps: Natural = 50
     """Steps between two lines of loss parts in TensorBoard."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under ``torchrun``: the whole model in each process (``ddp``), or a share of weights, gradients and optimizer
+    state (``fsdp``, FSDP2), for models that do not fit otherwise. Results are the same to rounding."""
     layer_losses: bool = False
     """At each validation, also measure every layer's cross-entropy (final norm, shared head) on a small fixed part of
     the validation users (Fig. 2)."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from recbole.utils import calculate_valid_score, set_color
 
+from recbole_ilrec.runtime.shards import whole
 from recbole_ilrec.training.trainer import BEST, GenerativeTrainer
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,11 @@ def choose_gamma(trainer: GenerativeTrainer) -> ChosenGamma | None:
     gammas, results = sorted(set(ranker.settings.gamma)), {}
     count, size = trainer.model.list_length, config["eval_batch_size"]
     label = set_color("Gamma      ", "pink") if trainer.show_progress else None
-    for gamma, ranking in zip(
-        gammas, ranker.rankings(pairs, count, gammas, batch_size=size, progress=label), strict=True
-    ):
-        _, policies = trainer.metrics(ranking, pairs)
-        results[gamma] = policies[config.settings.decode.collisions]
+    with whole(trainer.model):
+        rankings = ranker.rankings(pairs, count, gammas, batch_size=size, progress=label)
+        for gamma, ranking in zip(gammas, rankings, strict=True):
+            _, policies = trainer.metrics(ranking, pairs)
+            results[gamma] = policies[config.settings.decode.collisions]
     scores = {gamma: calculate_valid_score(result, config["valid_metric"].lower()) for gamma, result in results.items()}
     best = (max if config["valid_metric_bigger"] else min)(scores, key=lambda gamma: scores[gamma])
     ranker.gamma = best

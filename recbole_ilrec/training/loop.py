@@ -36,6 +36,7 @@ from recbole_ilrec.runtime.checkpoint import (
     set_random_state,
 )
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
+from recbole_ilrec.runtime.shards import Called, cut_state, gathered, is_shared_out
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.micro_batches import MicroBatches, StepLoader, StepSampler
 
@@ -105,6 +106,11 @@ class StepTrainer(Trainer):
         self._extra_state = extra_state
         self.loss_is_scaled_for_ga = True
 
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if is_shared_out(self.model):
+            return Called(self.model, self.accelerator.autocast)
+        return super()._wrap_model(model, *args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader:
         """The rows of this process; never touched by accelerate, whose sharding would change the batches."""
         sampler = StepSampler(
@@ -122,8 +128,7 @@ class StepTrainer(Trainer):
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean over the supervised tokens (or answered rows) of the whole step, however it is cut (A14)."""
-        unwrapped = self.accelerator.unwrap_model(model)
-        unwrapped.epoch = float(self.state.epoch or 0.0)
+        self.model.epoch = float(self.state.epoch or 0.0)
         batch = inputs["batch"].to(self.args.device)
         sums = model(batch)
         # Processes average their gradients; the factor turns that average back into a sum.
@@ -137,6 +142,7 @@ class StepTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """A gradient that is not finite would turn every weight, and the next checkpoint, into NaN."""
         norm = super()._clip_grad_norm(model)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not math.isfinite(float(norm)):
             raise self._not_finite("gradient norm", float(norm), {})
         return norm
@@ -199,14 +205,15 @@ class StepTrainer(Trainer):
         """Everything that the next step depends on; whatever happens, this checkpoint or the one before is complete."""
         sums, supervised = self._noted()
         others = processes.gathered(generator_state())
+        average = self.average.mean if self.average else None
+        state = {"model": weights(self.model), "optimizer": self.optimizer.state_dict(), "average": average}
+        whole = gathered(state)
         if not self.args.should_save:
             return
         folder = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         content = {
-            "model": weights(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            **whole,
             "scheduler": self.lr_scheduler.state_dict(),
-            "average": self.average.mean if self.average else None,
             "random": random_state(),
             "random_of_processes": others,
             "sums": sums,
@@ -270,7 +277,7 @@ class StepTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.optimizer.load_state_dict(self._resumed["optimizer"])
+            self.optimizer.load_state_dict(cut_state(self._resumed["optimizer"], self.optimizer))
             self.lr_scheduler.load_state_dict(self._resumed["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -17,6 +17,7 @@ from recbole_ilrec.prompt.answers import PreferenceRows, collate_answers, encode
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.report.costs import spent_on
+from recbole_ilrec.runtime.shards import whole
 from recbole_ilrec.schema import AnswerBatch
 from recbole_ilrec.training.micro_batches import MicroBatches
 from recbole_ilrec.training.rejected import KeptRows
@@ -90,7 +91,7 @@ class PreferenceTrainer(GenerativeTrainer):
         )
         digest = hashlib.sha256(self.chosen.tobytes() + self.rejected.tobytes()).hexdigest()
         what = {"weights": self.start, "rows and rejected items": digest}
-        with spent_on("reference"):
+        with spent_on("reference"), whole(self.model):
             reference = kept.get("reference", what, len(rows), lambda some: self._log_probs(rows, some))
         against = reference[:, 1:]
         logger.info(

@@ -7,6 +7,7 @@ Where the items come from: chance (:mod:`recbole_ilrec.prompt.rejected`) or the 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.report.costs import note, spent_on
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, load_state, save_state
+from recbole_ilrec.runtime.shards import whole
 
 Array = np.ndarray
 PART = 4096
@@ -131,7 +133,9 @@ def rejected_items(
         part = [own.examples, iteration] if own.examples else None
         scores = config.settings.decode.renormalise
         what = {"weights": weights, "count": own.negatives, "beams": own.num_beams, "part": part, "legal only": scores}
-        return kept.get("self_hard", what, len(pairs), lambda some: _self_hard(config, model, pairs, seen, some))[None]
+        with whole(model):
+            search = partial(_self_hard, config, model, pairs, seen)
+            return kept.get("self_hard", what, len(pairs), search)[None]
     group = model.catalog.leaf_of_item.numpy()
     if own.source == "similar":
         return similar_items(pairs, group, _vectors(config, dataset), own.negatives)[None]

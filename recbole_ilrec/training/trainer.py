@@ -35,6 +35,7 @@ from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import checkpoints, load_resumable, load_state, save_state, set_aside_later
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
 from recbole_ilrec.runtime.run_folder import at_work
+from recbole_ilrec.runtime.shards import gathered, whole
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.arguments import training_arguments
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
@@ -180,13 +181,11 @@ class GenerativeTrainer:
                 self._steps(loop, checkpoint)
         if loop.average and (self.valid_pairs is None or not self.saved):
             loop.average.swap()
-        if not processes.is_first():
-            return
-        if not self.saved:
+        if self.saved and self.valid_pairs is None:
+            self._save_best(self.progress.best_score)
+        if not self.saved and processes.is_first():
             with suppress(OSError):
                 self.run_folder.rmdir()  # the library makes it, even if nothing is to be written
-        elif self.valid_pairs is None:
-            self._save_best(self.progress.best_score)
 
     @staticmethod
     def _steps(loop: StepTrainer, checkpoint: str | None) -> None:
@@ -226,10 +225,6 @@ class GenerativeTrainer:
             return "no checkpoint was written yet"
         return f"saved; go on with the same command and --resume_from_checkpoint={self.run_folder}"
 
-    @property
-    def _valid_metric(self) -> str:
-        return self.config["valid_metric"].lower()
-
     def _reporting(self) -> list[TrainerCallback]:
         if not processes.is_first():
             return []
@@ -240,7 +235,7 @@ class GenerativeTrainer:
         start = time.time()
         with spent_on("validation"), loop.stop.at_once():
             result = self._score(self.valid_pairs)
-        score = calculate_valid_score(result, self._valid_metric)
+        score = calculate_valid_score(result, self.config["valid_metric"].lower())
         progress = self.progress
         progress.best_score, progress.waited, progress.stopped, better = early_stopping(
             score,
@@ -256,11 +251,13 @@ class GenerativeTrainer:
         logger.info("%s: \n%s", set_color("valid result", "blue"), dict2str(result))
         if self.config.settings.train.layer_losses:
             assert self.valid_pairs is not None
-            self.progress.layer_losses.append(note_layer_losses(loop, self.model, self.valid_pairs))
+            with whole(self.model):
+                self.progress.layer_losses.append(note_layer_losses(loop, self.model, self.valid_pairs))
         if better:
             progress.best_result = dict(result)
             if self.saved and processes.is_first():
                 self.save_ranks("valid")
+            if self.saved:
                 self._save_best(score)
         progress.evaluated = loop.state.global_step
         if progress.stopped:
@@ -269,8 +266,11 @@ class GenerativeTrainer:
         return {f"eval_{name}": float(value) for name, value in result.items()}
 
     def _save_best(self, score: float) -> None:
+        best = gathered(weights(self.model))
+        if not processes.is_first():
+            return
         content = {
-            "model": weights(self.model),
+            "model": best,
             BASE: self.model.frozen_key,
             "settings": self.config.settings.model_dump(mode="json"),
             "request": request_of(self.config),
@@ -312,8 +312,9 @@ class GenerativeTrainer:
         assert pairs is not None
         label = set_color("Evaluate   ", "pink") if self.show_progress else None
         how = {"batch_size": self.config["eval_batch_size"], "progress": label}
-        ranking = self.model.rank(pairs, **how)
-        self._users = pairs.user
-        self.places, self.policies = self.metrics(ranking, pairs)
-        self.answers = answer_ratios(self.model, pairs, ranking, self.policies, free=free, **how)
+        with whole(self.model):
+            ranking = self.model.rank(pairs, **how)
+            self._users = pairs.user
+            self.places, self.policies = self.metrics(ranking, pairs)
+            self.answers = answer_ratios(self.model, pairs, ranking, self.policies, free=free, **how)
         return self.policies[self.config.settings.decode.collisions]
