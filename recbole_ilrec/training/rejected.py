@@ -129,12 +129,11 @@ def rejected_items(
     if own.source == "self_hard":
         note(search_passes=1)
         model.eval()
-        seen = pairs.seen()
         part = [own.examples, iteration] if own.examples else None
         scores = config.settings.decode.renormalise
         what = {"weights": weights, "count": own.negatives, "beams": own.num_beams, "part": part, "legal only": scores}
+        search = partial(_self_hard, config, model, pairs, pairs.seen())
         with whole(model):
-            search = partial(_self_hard, config, model, pairs, seen)
             return kept.get("self_hard", what, len(pairs), search)[None]
     group = model.catalog.leaf_of_item.numpy()
     if own.source == "similar":
@@ -143,16 +142,9 @@ def rejected_items(
     numbers = range(iteration * draws, (iteration + 1) * draws)
     if own.source == "random" and pairs.candidates is not None:
         return np.stack([draw_offered(pairs, group, own.negatives, seed=config["seed"], draw=n) for n in numbers])
-    popularity = np.bincount(pairs.target, minlength=model.n_items)
+    popularity = np.bincount(pairs.target, minlength=model.n_items) if own.source == "popular" else None
     some = (
-        draw_rejected(
-            pairs,
-            group,
-            own.negatives,
-            seed=config["seed"],
-            draw=number,
-            weights=popularity if own.source == "popular" else None,
-        )
+        draw_rejected(pairs, group, own.negatives, seed=config["seed"], draw=number, weights=popularity)
         for number in numbers
     )
     return np.stack(list(some))
