@@ -27,6 +27,8 @@ OUTCOME_FREE = frozenset((
 """Settings that do not change what comes out of a training; results are cached by the others."""
 HOW_OFTEN_SAVED = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps"}}
 """The same among the typed settings."""
+OF_OTHER_MODELS = {"transitions": True}
+"""Typed settings that no language model reads."""
 _LENGTH = 16
 
 
@@ -57,9 +59,11 @@ def data_key(config: Config) -> str:
 def settings_key(config: Config) -> str:
     """Names the settings that decide the outcome; of a classical model those that it reads."""
     if config.is_llm:
-        typed = config.settings.model_dump(mode="json", exclude=HOW_OFTEN_SAVED)
+        typed = config.settings.model_dump(mode="json", exclude={**HOW_OFTEN_SAVED, **OF_OTHER_MODELS})
     else:
-        typed = {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
+        sections = getattr(config.model_class, "sections", ())
+        typed = {name: getattr(config.settings, name).model_dump(mode="json") for name in sections}
+        typed |= {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
     return _key([config.model, config.dataset, outcome_settings(config), typed])

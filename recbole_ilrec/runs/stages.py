@@ -18,7 +18,7 @@ from typing import Any
 from recbole.utils import init_seed, set_color
 
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
-from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, outcome_settings
+from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, OF_OTHER_MODELS, outcome_settings
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
@@ -45,6 +45,7 @@ SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
     **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
+    **OF_OTHER_MODELS,
     "train": HOW_OFTEN_SAVED["train"] | {"layer_losses"},
 }
 
