@@ -21,7 +21,7 @@ from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
 OUTCOME_FREE = frozenset((
     "data_path", "checkpoint_dir", "cache_dir", "device", "gpu_id", "use_gpu", "local_rank",
     "show_progress", "state", "num_threads", "worker", "saved", "eval_batch_size", "log_wandb",
-    "wandb_project", "resume_from_checkpoint",
+    "wandb_project", "resume_from_checkpoint", "eval_test",
 ))
 # fmt: on
 """Settings that do not change what comes out of a training; results are cached by the others."""
@@ -66,7 +66,8 @@ def settings_key(config: Config) -> str:
         typed |= {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
-    return _key([config.model, config.dataset, outcome_settings(config), typed])
+    untested = [] if config["eval_test"] else ["without test"]  # a trial of a search is no line of a table
+    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested])
 
 
 def request_of(config: Config) -> dict[str, Any]:
