@@ -283,25 +283,20 @@ def test_without_optuna_lists_are_searched_and_ranges_say_what_to_install(ring, 
         (["search"], "search takes a name or --space=FILE"),
         (["search", "ilrce"], "Unknown search 'ilrce'. Did you mean 'ilrec'?"),
         (["search", "--space=none.test", "--model=SASRec"], "none.test cannot be read"),
-        (
-            [*SEARCH, "--space=wrong.yaml"][0:1] + ["--space=wrong.yaml", "--dataset=ring"],
-            "Did you mean 'hidden_size'?",
-        ),
-        ([*SEARCH, "--model=SASRec"], ""),
+        (["search", "--space=wrong.yaml", "--dataset=ring"], "Did you mean 'hidden_size'?"),
         ([*SEARCH, "--transitions.decay=1"], "transitions.decay is searched by 'mine'"),
         ([*SEARCH, "--trials=0"], "trials=0 is not allowed"),
         ([*SEARCH, "--eval_test=true"], "no trial looks at the test part"),
         ([*SEARCH, "--eval_step=0"], "eval_step=0 leaves out the validation"),
         (["search", "ilrec", "--sampler=grid"], "--sampler is for a space with one phase"),
-        (["search", "--space=mine.yaml", "--dataset=rign"], "Unknown dataset 'rign'. Did you mean 'ring'?"),
+        (["search", "--space=mine.yaml", "--dataset=rign"], "Did you mean 'ring'?"),
     ],
 )
 def test_bad_input_is_one_line(ring, capsys, argv, message):
     (ring / "mine.yaml").write_text(COUNTING)
     (ring / "wrong.yaml").write_text("model: SASRec\nspace: {hiden_size: [16]}\n")
-    if message:
-        assert cli.main(argv) == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 # ---- no test leakage
