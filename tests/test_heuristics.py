@@ -144,7 +144,8 @@ def test_the_history_can_be_left_out_and_candidates_be_drawn(root, model):
 
 
 def test_transitions_can_be_the_reward_of_a_language_model(root):
-    config = Config("GRU4Rec", "toy", None, settings(root, reward_model="Transitions"))
+    own = {"transitions.decay": 0, "transitions.shrinkage": 1}
+    config = Config("GRU4Rec", "toy", None, settings(root, reward_model="Transitions", **{"reward.config": own}))
     data = build_data(config)
     rows = data.train._dataset.inter_feat[:7]
     probabilities = load_reward_model(config, data.train._dataset).probabilities(rows)
