@@ -12,7 +12,7 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.space import Around, Choice, Phase, Range, first_of, read_range_file, read_space
+from recbole_ilrec.report.space import Around, OneOf, Phase, Range, first_of, read_range_file, read_space
 from recbole_ilrec.verbs import experiments
 from recbole_ilrec.verbs.trials import Ledger, Proposals, Trial, best_of
 from tests.worlds import QUICK, ring_world, write_dataset
@@ -54,7 +54,7 @@ def test_a_range_file_of_recbole_means_what_hyperopt_makes_of_it():
     rate, size = phase.space["learning_rate"], phase.space["hidden_size"]
     assert (rate.low, rate.high, rate.log) == (pytest.approx(0.00033546263), 1.0, True)
     assert size == Range(64, 128, step=64) and size.whole and not phase.space["dropout"].whole
-    assert phase.space["loss_type"] == Choice(("CE", "BPR", None)) and phase.sampler == "tpe"
+    assert phase.space["loss_type"] == OneOf(("CE", "BPR", None)) and phase.sampler == "tpe"
     assert read_range_file("h", "a choice [1,2]\nb choice [3]").phases[0].sampler == "grid"
 
 
@@ -111,13 +111,13 @@ def played(phases, score, *, bigger=True, trials=(), seed=0):
 
 
 def test_a_grid_is_every_combination_once():
-    phase = Phase("p", "grid", 1, {"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})
+    phase = Phase("p", "grid", 1, {"a": OneOf((1, 2)), "b": OneOf(("x", "y", "z"))})
     made = [tuple(trial.params.values()) for trial in played([phase], lambda params: params["a"])]
     assert made == [(a, b) for a in (1, 2) for b in "xyz"]
 
 
 def test_one_setting_after_another_stands_at_its_best_and_a_failure_is_passed_over():
-    phase = Phase("p", "each", 1, {"a": Choice((1, 2, 3)), "b": Choice((10, 20))})
+    phase = Phase("p", "each", 1, {"a": OneOf((1, 2, 3)), "b": OneOf((10, 20))})
 
     def score(params):
         return None if params["a"] == 3 else -abs(params["a"] - 2) - params.get("b", 15)
@@ -130,7 +130,7 @@ def test_one_setting_after_another_stands_at_its_best_and_a_failure_is_passed_ov
 
 def test_the_finer_phase_stays_near_the_best_of_the_coarser():
     pytest.importorskip("optuna")
-    coarse = Phase("coarse", "grid", 1, {"a": Choice((0.01, 0.1, 1.0)), "b": Choice((5, 6)), "c": Choice(("x",))})
+    coarse = Phase("coarse", "grid", 1, {"a": OneOf((0.01, 0.1, 1.0)), "b": OneOf((5, 6)), "c": OneOf(("x",))})
     fine = Phase("fine", "tpe", 9, {"a": Around(times=2.0), "b": Around(plus=1)})
     trials = played([coarse, fine], lambda params: -abs(params["a"] - 0.15) - abs(params["b"] - 6))
     drawn = [trial.params for trial in trials if trial.phase == "fine"]
@@ -142,7 +142,7 @@ def test_the_finer_phase_stays_near_the_best_of_the_coarser():
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_search_that_was_stopped_anywhere_proposes_what_it_would_have_proposed(sampler):
     pytest.importorskip("optuna")
-    space = {"a": Range(1e-4, 1.0, log=True), "b": Choice(([1], [2, 3], None)), "n": Range(2, 8, step=2)}
+    space = {"a": Range(1e-4, 1.0, log=True), "b": OneOf(([1], [2, 3], None)), "n": Range(2, 8, step=2)}
     phase = Phase("p", sampler, 12, space)
 
     def score(params):

@@ -21,7 +21,7 @@ TRIALS = 20
 
 
 @dataclass(frozen=True)
-class Choice:
+class OneOf:
     """One of some values."""
 
     values: tuple[Any, ...]
@@ -61,7 +61,7 @@ class Around:
         return Range(max(best - self.plus, 0) if best >= 0 else best - self.plus, best + self.plus)
 
 
-Values = Choice | Range | Around
+Values = OneOf | Range | Around
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _phase(where: str, name: str, content: Any) -> Phase:
     if not isinstance(given, Mapping) or not given:
         raise UserError(f"{where}: 'space' is missing: map each setting to a list of values, or to low and high.")
     space = {str(key): _values(f"{where}: {key}", values) for key, values in given.items()}
-    lists = all(isinstance(values, Choice) for values in space.values())
+    lists = all(isinstance(values, OneOf) for values in space.values())
     return checked_phase(where, name, content.get("sampler", "grid" if lists else "tpe"), content.get("trials"), space)
 
 
@@ -140,7 +140,7 @@ def checked_phase(where: str, name: str, sampler: Any, trials: Any, space: Mappi
         raise unknown_name(f"sampler of {where}:", sampler, SAMPLERS)
     if sampler in ("grid", "each"):
         for key, values in space.items():
-            if not isinstance(values, Choice):
+            if not isinstance(values, OneOf):
                 raise UserError(f"{where}: sampler={sampler} needs a list of values for {key}: give one, or use tpe.")
     trials = TRIALS if trials is None else trials
     if type(trials) is not int or trials < 1:
@@ -150,7 +150,7 @@ def checked_phase(where: str, name: str, sampler: Any, trials: Any, space: Mappi
 
 def _values(where: str, given: Any) -> Values:
     if isinstance(given, list) and given:
-        return Choice(tuple(given))
+        return OneOf(tuple(given))
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: {given!r} is not allowed: give a list of values, or {{low: 0.1, high: 1}}.")
     if set(given) in ({"times"}, {"plus"}):
@@ -175,7 +175,7 @@ def _range(where: str, low: Any, high: Any, log: bool, step: Any) -> Range:
 
 
 def _all_numbers(values: Values) -> bool:
-    return not isinstance(values, Choice) or all(map(_number, values.values))
+    return not isinstance(values, OneOf) or all(map(_number, values.values))
 
 
 def _number(value: Any) -> bool:
@@ -188,7 +188,7 @@ def _unknown(where: str, key: Any, known: Sequence[str]) -> UserError:
 
 def first_of(phase: Phase) -> dict[str, Any]:
     """The first value of each list and the lower end of each range; nothing for what depends on earlier phases."""
-    first = {key: values.values[0] for key, values in phase.space.items() if isinstance(values, Choice)}
+    first = {key: values.values[0] for key, values in phase.space.items() if isinstance(values, OneOf)}
     return first | {key: values.low for key, values in phase.space.items() if isinstance(values, Range)}
 
 
@@ -220,7 +220,7 @@ def read_range_file(name: str, text: str) -> Space:
         space[words[0]] = _drawn(where, words[1], words[2])
     if not space:
         raise UserError(f"{name} holds no setting: write lines such as 'learning_rate choice [0.01,0.001]'.")
-    lists = all(isinstance(values, Choice) for values in space.values())
+    lists = all(isinstance(values, OneOf) for values in space.values())
     phase = Phase("search", "grid" if lists else "tpe", TRIALS, space)
     return Space(name, name, None, (phase,))
 

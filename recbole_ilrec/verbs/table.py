@@ -219,6 +219,7 @@ class _Progress:
 
 
 def dry_run(outcomes: "dict[Any, Outcome]", experiments: "Experiments") -> str:
+    """A line for each run: finished, why it will fail, or what like runs took; and how much is to do."""
     lines, known, unknown = [], 0.0, 0
     for run, outcome in outcomes.items():
         if outcome.record is not None:

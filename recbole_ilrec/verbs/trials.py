@@ -14,7 +14,7 @@ from typing import Any
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.record import append_record
-from recbole_ilrec.report.space import Around, Choice, Phase, Range
+from recbole_ilrec.report.space import Around, OneOf, Phase, Range
 
 LEDGER = "trials.jsonl"
 STARTUP = 5
@@ -131,7 +131,7 @@ class Proposals:
         """The first value not tried of the first setting not done; those before it stand at their best."""
         current = dict(base)
         for key, values in phase.space.items():
-            assert isinstance(values, Choice)
+            assert isinstance(values, OneOf)
             wanted = [{**current, key: value} for value in values.values]
             tried = [trial for trial in own if trial.params in wanted]
             missing = [params for params in wanted if params not in [trial.params for trial in tried]]
@@ -144,7 +144,7 @@ class Proposals:
 
 def combinations(phase: Phase, base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of a phase's lists, the last setting fastest."""
-    lists = [values.values for values in phase.space.values() if isinstance(values, Choice)]
+    lists = [values.values for values in phase.space.values() if isinstance(values, OneOf)]
     for combination in product(*lists):
         yield {**base, **dict(zip(phase.space, combination, strict=True))}
 
@@ -194,28 +194,28 @@ def require_optuna() -> Any:
     return optuna
 
 
-def _distribution(optuna: Any, values: Choice | Range) -> Any:
+def _distribution(optuna: Any, values: OneOf | Range) -> Any:
     """Values of a list by their place in it: optuna takes no lists or mappings as choices."""
     kinds = optuna.distributions
-    if isinstance(values, Choice):
+    if isinstance(values, OneOf):
         return kinds.CategoricalDistribution(range(len(values.values)))
     if values.whole:
         return kinds.IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
     return kinds.FloatDistribution(values.low, values.high, log=values.log, step=values.step)
 
 
-def _inside(values: Choice | Range, value: Any) -> bool:
-    if isinstance(values, Choice):
+def _inside(values: OneOf | Range, value: Any) -> bool:
+    if isinstance(values, OneOf):
         return value in values.values
     return values.low * (1 - 1e-5) <= value <= values.high * (1 + 1e-5)  # as far as :func:`_decoded` rounds
 
 
-def _coded(values: Choice | Range, value: Any) -> Any:
-    return values.values.index(value) if isinstance(values, Choice) else min(max(value, values.low), values.high)
+def _coded(values: OneOf | Range, value: Any) -> Any:
+    return values.values.index(value) if isinstance(values, OneOf) else min(max(value, values.low), values.high)
 
 
-def _decoded(values: Choice | Range, value: Any) -> Any:
+def _decoded(values: OneOf | Range, value: Any) -> Any:
     """A value that was drawn; of a number six digits are kept, so that settings stay readable."""
-    if isinstance(values, Choice):
+    if isinstance(values, OneOf):
         return values.values[value]
     return value if isinstance(value, int) else float(f"{value:.6g}")
