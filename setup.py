@@ -16,7 +16,8 @@ PROPERTIES = HERE / "properties"
 PAGE = ["matplotlib>=3.8"]
 QLORA = ["bitsandbytes>=0.46"]
 GGUF = ["gguf>=0.10"]
-TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", *PAGE, *QLORA, *GGUF]
+SEARCH = ["optuna>=4"]
+TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", *PAGE, *QLORA, *GGUF, *SEARCH]
 DOCS = ["mkdocs>=1.6"]
 
 setup(
@@ -58,6 +59,7 @@ setup(
         "test": TEST,
         "qlora": QLORA,
         "gguf": GGUF,
+        "search": SEARCH,
         "page": PAGE,
         "docs": DOCS,
         "dev": [*TEST, *DOCS],

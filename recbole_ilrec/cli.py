@@ -13,7 +13,7 @@ from recbole_ilrec.configuration.arguments import Arguments, parse
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 from recbole_ilrec.runtime.interrupts import Interrupted, raised
-from recbole_ilrec.verbs import compare, doctor
+from recbole_ilrec.verbs import compare, doctor, search
 from recbole_ilrec.verbs import table as table_verb
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -28,14 +28,15 @@ verbs
   export     write a run's model as a folder for transformers and peft
   doctor     check data, split, identifiers and prompts before a run
   compare    compare two runs user by user
+  search     choose settings on validation
 
 recbole-ilrec VERB --help shows the options of a verb.
 """
 
 RUN_HELP = """usage: recbole-ilrec run --model=MODEL --dataset=DATASET [--key=value ...]
 
-  -m, --model=ILRec          ILRec, LCRec, BIGRec, DPO, SDPO, RosePO, SPRec, or a sequential model of RecBole (SASRec,
-                             GRU4Rec, BERT4Rec, Caser, ...)
+  -m, --model=ILRec          ILRec, LCRec, BIGRec, DPO, SDPO, RosePO, SPRec, a baseline that only counts (Pop,
+                             Transitions), or a sequential model of RecBole (SASRec, GRU4Rec, BERT4Rec, Caser, ...)
   -d, --dataset=ml-100k      a folder in --data_path (default: dataset/), or ml-100k, which comes with RecBole
   --config_files="a.yaml b.yaml"
                              YAML files of settings, separated by blanks or commas; later ones win
@@ -202,5 +203,6 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "export": (export, EXPORT_HELP),
     "doctor": (doctor.doctor, doctor.HELP),
     "compare": (compare.compare, compare.HELP),
+    "search": (search.search, search.HELP),
 }
 """Verb -> what it does, its help."""

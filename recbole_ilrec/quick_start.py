@@ -120,7 +120,8 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         result["record"] = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
-    logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
+    if result["test_result"] is not None:
+        logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
 
 

@@ -22,7 +22,8 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
         saved: keep checkpoints and test the best epoch; otherwise test the last one.
 
     Returns:
-        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
+        RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result`` (``None``
+        with ``eval_test: false``, and then nothing of the test part is scored); and
         ``parameters`` that were trained, and ``folder``, where the run was saved.
     """
     init_seed(config["seed"], config["reproducibility"])
@@ -34,10 +35,12 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
     show = config["show_progress"]
     with spent_on("supervised"):
         score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    with spent_on("evaluation"):
-        test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
-    if saved:
-        trainer.save_ranks("test")
+    test = None
+    if config["eval_test"]:
+        with spent_on("evaluation"):
+            test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+        if saved:
+            trainer.save_ranks("test")
     return {
         "best_valid_score": float(score),
         "valid_score_bigger": config["valid_metric_bigger"],

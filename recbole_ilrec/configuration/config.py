@@ -131,6 +131,8 @@ class Config(RecBoleConfig):
     def _own_layers(self) -> list[tuple[str, dict[str, Any]]]:
         root = properties_folder()
         files = [root / "overall.yaml", preset("model", self.model), preset("dataset", self.dataset)]
+        if not self.is_llm:
+            files.append(preset("tuned", f"{self.model}-{self.dataset}"))
         layers = [(f"properties/{path.relative_to(root)}", read_yaml(path)) for path in files if path.is_file()]
         if self.is_llm:
             named = [layer["backbone"] for _, layer in layers if isinstance(layer.get("backbone"), str)]

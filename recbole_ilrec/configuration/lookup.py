@@ -1,7 +1,7 @@
 """Which models exist, and which settings a model reads.
 
-Two families answer to ``--model``: the language models of this package (:data:`MODELS`) and RecBole's sequential
-models, found by name without regard to case.
+Three families answer to ``--model``, without regard to case: the language models of this package (:data:`MODELS`), its
+baselines that only count (:data:`HEURISTICS`), and RecBole's sequential models.
 """
 
 import inspect
@@ -31,6 +31,9 @@ MODELS: Registry[type] = Registry(
     },
 )
 """Language models as recommenders: the rows of Table 1 that this package trains."""
+
+HEURISTICS = dict.fromkeys(("Pop", "Transitions"), "recbole_ilrec.collaborative.heuristics")
+"""Recommenders that count and learn nothing -> their module; they run as RecBole's models do."""
 
 PARADIGM_OF = {"LCRec": "lcrec", "BIGRec": "bigrec"}
 """Models whose name is that of a paradigm."""
@@ -77,7 +80,7 @@ def find_model(name: str) -> tuple[str, type, bool]:
     if name in MODELS:
         exact = next(known for known in MODELS if known.lower() == str(name).lower())
         return exact, MODELS.get(exact), True
-    models = recbole_models()
+    models = {**recbole_models(), **HEURISTICS}
     exact = next((known for known in models if known.lower() == str(name).lower()), "")
     if not exact:
         raise unknown_name("model", name, [*MODELS, *models])

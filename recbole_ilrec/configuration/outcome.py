@@ -21,12 +21,14 @@ from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
 OUTCOME_FREE = frozenset((
     "data_path", "checkpoint_dir", "cache_dir", "device", "gpu_id", "use_gpu", "local_rank",
     "show_progress", "state", "num_threads", "worker", "saved", "eval_batch_size", "log_wandb",
-    "wandb_project", "resume_from_checkpoint",
+    "wandb_project", "resume_from_checkpoint", "eval_test",
 ))
 # fmt: on
 """Settings that do not change what comes out of a training; results are cached by the others."""
 HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps", "parallel"}}
 """The same among the typed settings."""
+OF_OTHER_MODELS = {"transitions": True}
+"""Typed settings that no language model reads."""
 _LENGTH = 16
 
 
@@ -57,12 +59,15 @@ def data_key(config: Config) -> str:
 def settings_key(config: Config) -> str:
     """Names the settings that decide the outcome; of a classical model those that it reads."""
     if config.is_llm:
-        typed = config.settings.model_dump(mode="json", exclude=HOW_RUN)
+        typed = config.settings.model_dump(mode="json", exclude={**HOW_RUN, **OF_OTHER_MODELS})
     else:
-        typed = {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
+        sections = getattr(config.model_class, "sections", ())
+        typed = {name: getattr(config.settings, name).model_dump(mode="json") for name in sections}
+        typed |= {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
-    return _key([config.model, config.dataset, outcome_settings(config), typed])
+    untested = [] if config["eval_test"] else ["without test"]  # a trial of a search is no line of a table
+    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested])
 
 
 def request_of(config: Config) -> dict[str, Any]:

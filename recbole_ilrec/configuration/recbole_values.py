@@ -46,6 +46,15 @@ def check_values(final: dict[str, Any], model_class: type) -> None:
         raise UserError(f"loss_type={final['loss_type']!r} is not allowed: choose one of {', '.join(_LOSSES)}.")
     if isinstance(final["eval_args"], dict) and final["eval_args"].get("order") != "TO":
         raise UserError("eval_args.order must be TO: sequential models are split in time order.")
+    _check_run(final)
+
+
+def _check_run(final: dict[str, Any]) -> None:
+    """What a run may be asked to do beside training."""
+    if not isinstance(final["eval_test"], bool):
+        raise UserError(
+            f"eval_test={final['eval_test']!r} is not allowed: use true, or false to leave the test part out."
+        )
     if isinstance(final.get("nproc"), int) and final["nproc"] > 1:
         raise UserError(
             f"nproc={final['nproc']}: start several processes with 'torchrun --nproc_per_node={final['nproc']} "

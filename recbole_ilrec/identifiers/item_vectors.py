@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
@@ -24,6 +25,16 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 512
 """Longest text given to a sentence encoder, in tokens, unless the encoder allows fewer."""
+
+
+def tfidf_weights(texts: Sequence[str]) -> csr_matrix:
+    """Tf-idf of the words: ``[I, words]`` float32, rows of L2 length 1, zeros where a text holds no word.
+
+    Raises:
+        ValueError: no text holds a word.
+    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode", dtype=np.float32)
+    return vectorizer.fit_transform(texts)
 
 
 def tfidf_vectors(texts: Sequence[str], dimension: int, seed: int) -> Tensor:
@@ -42,9 +53,8 @@ def tfidf_vectors(texts: Sequence[str], dimension: int, seed: int) -> Tensor:
     Raises:
         UserError: when no text holds a word.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode", dtype=np.float32)
     try:
-        weights = vectorizer.fit_transform(texts)
+        weights = tfidf_weights(texts)
     except ValueError as error:
         raise UserError(
             f"No word in the texts of {len(texts)} items, so tf-idf vectors cannot be made. Give the items titles, or"

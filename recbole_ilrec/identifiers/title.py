@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 TITLE_FIELDS = ("title", "movie_title", "name")
 """Fields of an item that may hold its title; the first with text counts."""
+TEXT_FIELDS = (*TITLE_FIELDS, "brand", "categories", "class", "description", "release_year")
+"""Fields of an item that say what it is."""
 QUOTE = '"'
 _PLAIN = {"add_special_tokens": False, "split_special_tokens": True}
 
@@ -92,3 +94,8 @@ def item_titles(items: Sequence[Mapping[str, str]], tokens: Sequence[str]) -> tu
         missing += not title
         titles.append(title or token)
     return titles, missing
+
+
+def joined_texts(items: Sequence[Mapping[str, str]]) -> list[str]:
+    """One text for each item: its fields in a fixed order, joined by blanks; '' where there is none."""
+    return [" ".join(t for f in TEXT_FIELDS if (t := fields.get(f, ""))) for fields in items]

@@ -15,15 +15,13 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.base import ItemIdentifiers
 from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vectors
 from recbole_ilrec.identifiers.semantic_id import SemanticIdentifiers, collision_report, read_index, write_index
-from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles
+from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles, joined_texts
 from recbole_ilrec.identifiers.uniqueness import learn_identifiers
 from recbole_ilrec.models.pretrained import local_backbone
 from recbole_ilrec.report.costs import spent_on
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
-
-TEXT_FIELDS = (*TITLE_FIELDS, "brand", "categories", "class", "description", "release_year")
 
 
 @spent_on("identifiers")
@@ -87,7 +85,7 @@ def index_file(config: Any) -> Path | None:
 def _learned(
     config: Any, dataset: Any, tokens: list[str], settings: IndexSettings
 ) -> tuple[Path, list[tuple[str, ...]]]:
-    texts = item_texts(dataset)
+    texts = joined_texts(dataset.item_texts[1:])
     what = {
         "settings": settings.model_dump(mode="json"),
         "seed": config["seed"],
@@ -105,11 +103,6 @@ def _learned(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_index(path, tokens, identifiers)
     return path, identifiers
-
-
-def item_texts(dataset: Any) -> list[str]:
-    """One text for each real item: its fields in a fixed order, joined by blanks; '' where there is none."""
-    return [" ".join(t for f in TEXT_FIELDS if (t := fields.get(f, ""))) for fields in dataset.item_texts[1:]]
 
 
 def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:

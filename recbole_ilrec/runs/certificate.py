@@ -47,7 +47,8 @@ def evaluation_certificate(
     """
     folder = Path(made["folder"])
     splits = {}
-    for split, loader in (("valid", data.valid), ("test", data.test)):
+    evaluated = {"valid": data.valid, **({"test": data.test} if config["eval_test"] else {})}
+    for split, loader in evaluated.items():
         if ranks_file(folder, split).is_file():
             splits[split] = _of_split(config, data, folder, split, len(loader._dataset))
     if "test" in splits:

@@ -18,7 +18,7 @@ from typing import Any
 from recbole.utils import init_seed, set_color
 
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
-from recbole_ilrec.configuration.outcome import HOW_RUN, outcome_settings
+from recbole_ilrec.configuration.outcome import HOW_RUN, OF_OTHER_MODELS, outcome_settings
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
@@ -46,6 +46,7 @@ SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
     **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
+    **OF_OTHER_MODELS,
     "train": HOW_RUN["train"] | {"layer_losses"},
 }
 
@@ -59,7 +60,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
         ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
         choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule. Where ``bigrec.gamma`` was
-        chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how.
+        chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how. With
+        ``eval_test: false`` nothing of the test part is looked at, and what is said of it is ``None``.
     """
     init_seed(config["seed"], config["reproducibility"])
     with processes.first_alone():
@@ -70,7 +72,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         shard(model, model.backbone.blocks, config["device"])
     else:
         model.to(config["device"])
-    log_findings(diagnose(config, data, model))
+    if config["eval_test"]:  # the checks read the rows of all parts
+        log_findings(diagnose(config, data, model))
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:
@@ -82,24 +85,35 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         chosen = choose_gamma(trainer)
         if chosen is not None:
             best_score, best_result = chosen.valid_score, chosen.valid_result
-        test_result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+        of_test: dict[str, Any] = dict.fromkeys(("test_result", "policies", "lists"))
+        if config["eval_test"]:
+            of_test = _tested(trainer, data, saved, show)
     if saved and processes.is_first():
-        trainer.save_ranks("test")
         with write_atomically(trainer.run_folder / RESULT) as stream:
-            json.dump({"valid": best_result, "test": test_result, **machine()}, stream, indent=1)
+            json.dump({"valid": best_result, "test": of_test["test_result"], **machine()}, stream, indent=1)
     result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,
-        "test_result": test_result,
-        "policies": trainer.policies,
-        "lists": asdict(trainer.metrics.quality) if trainer.metrics.quality else None,
+        **of_test,
         "parameters": trained,
         "folder": str(trainer.run_folder) if saved else None,
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
-        **({"answers": trainer.answers} if trainer.answers else {}),
     }
     return result if chosen is None else {**result, "gamma": asdict(chosen)}
+
+
+def _tested(trainer: GenerativeTrainer, data: Any, saved: bool, show: bool) -> dict[str, Any]:
+    """What :func:`run_llm` returns about the test part."""
+    result = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+    if saved and processes.is_first():
+        trainer.save_ranks("test")
+    return {
+        "test_result": result,
+        "policies": trainer.policies,
+        "lists": asdict(trainer.metrics.quality) if trainer.metrics.quality else None,
+        **({"answers": trainer.answers} if trainer.answers else {}),
+    }
 
 
 def run_folder(config: Any) -> Path:

@@ -19,7 +19,7 @@ from recbole_ilrec.settings.items import (
     IndexSettings,
     PromptSettings,
 )
-from recbole_ilrec.settings.method import ILRecSettings, PreferenceSettings, RewardSettings
+from recbole_ilrec.settings.method import ILRecSettings, PreferenceSettings, RewardSettings, TransitionsSettings
 from recbole_ilrec.settings.model import AdapterSettings, BackboneSettings, DecodeSettings, TrainSettings
 from recbole_ilrec.settings.section import Natural, Section
 
@@ -45,6 +45,7 @@ class Settings(Section):
     adapter: AdapterSettings = AdapterSettings()
     reward: RewardSettings = RewardSettings()
     preference: PreferenceSettings = PreferenceSettings()
+    transitions: TransitionsSettings = TransitionsSettings()
     train: TrainSettings = TrainSettings()
     decode: DecodeSettings = DecodeSettings()
     eval_users: Natural | None = None

@@ -126,6 +126,17 @@ class PreferenceSettings(Section):
     """Folder of an LCRec (or BIGRec) run on the same data to start from; default: trained once, cached, shared."""
 
 
+class TransitionsSettings(Section):
+    """The baseline that counts what followed the last item (``--model=Transitions``); nothing is trained."""
+
+    shrinkage: Positive = 1.0
+    """Training rows that popularity weighs as much as, beside what was seen after an item."""
+    text_weight: NonNegative = 0.0
+    """Weight of the tf-idf cosine of item texts, beside a probability; without texts nothing is added."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of an item of the history, relative to the one after it; 0 looks at the last item alone."""
+
+
 class RewardSettings(Section):
     """The frozen collaborative-filtering model of Eq. 10."""
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from recbole_ilrec.decoding.rejected import self_hard_items
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.models.item_index import index_vectors, item_texts
+from recbole_ilrec.identifiers.title import joined_texts
+from recbole_ilrec.models.item_index import index_vectors
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.prompt.candidates import draw_offered
 from recbole_ilrec.prompt.rejected import draw_rejected, similar_items
@@ -151,7 +152,7 @@ def rejected_items(
 
 
 def _vectors(config: Any, dataset: Any) -> Array:
-    texts, index = item_texts(dataset), config.settings.index
+    texts, index = joined_texts(dataset.item_texts[1:]), config.settings.index
     if index.embedding in ("tfidf", "encoder") and not any(texts):
         raise UserError(
             f"preference.source=similar compares item texts, and dataset '{config['dataset']}' has none: put them into "

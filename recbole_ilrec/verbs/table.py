@@ -24,6 +24,7 @@ _OF_ONE_RUN = {
     "model": "give --models=A,B",
     "resume_from_checkpoint": "give the same command again, and what was interrupted goes on",
     "result_file": "the results are in --out",
+    "eval_test": "what is shown are test metrics",
 }
 """Option of ``run`` that makes no sense for many -> what to do instead."""
 _OPTIONS = """
@@ -130,7 +131,7 @@ class _Command:
         finished = experiments.finished()
         outcomes = {run: experiments.outcome(run, finished) for run in grid.all_runs()}
         if self.dry_run:
-            sys.stdout.write(_dry_run(outcomes, experiments))
+            sys.stdout.write(dry_run(outcomes, experiments))
             return 0
         missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
@@ -217,7 +218,8 @@ class _Progress:
         logger.info("[%d/%d] %s: %s", self.made, self.count, run, outcome.error or "done")
 
 
-def _dry_run(outcomes: "dict[Any, Outcome]", experiments: "Experiments") -> str:
+def dry_run(outcomes: "dict[Any, Outcome]", experiments: "Experiments") -> str:
+    """A line for each run: finished, why it will fail, or what like runs took; and how much is to do."""
     lines, known, unknown = [], 0.0, 0
     for run, outcome in outcomes.items():
         if outcome.record is not None:
