@@ -17,6 +17,7 @@ from typing import Any
 
 from recbole.utils import init_seed, set_color
 
+from recbole_ilrec.checks.finding import as_plain
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
 from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, outcome_settings
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
@@ -55,8 +56,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     Returns:
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
         ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
-        ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
-        ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
+        ``parameters`` that were trained, ``findings`` of the doctor, and ``folder``, where the run was saved. With
+        ``train.layer_losses`` also ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
         choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule. Where ``bigrec.gamma`` was
         chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how.
     """
@@ -65,7 +66,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         model = config.model_class(config, data.train._dataset).to(config["device"])
     trained = sum(parameter.numel() for parameter in weights(model).values())
     logger.info("%s: %d", set_color("Trainable parameters", "blue"), trained)
-    log_findings(diagnose(config, data, model))
+    findings = diagnose(config, data, model)
+    log_findings(findings)
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:
@@ -90,6 +92,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         "policies": trainer.policies,
         "lists": asdict(trainer.metrics.quality) if trainer.metrics.quality else None,
         "parameters": trained,
+        "findings": as_plain(findings),
         "folder": str(trainer.run_folder) if saved else None,
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
         **({"answers": trainer.answers} if trainer.answers else {}),
