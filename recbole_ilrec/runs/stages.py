@@ -57,9 +57,10 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
         ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
         ``parameters`` that were trained, ``findings`` of the doctor, and ``folder``, where the run was saved. With
-        ``train.layer_losses`` also ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
-        choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule. Where ``bigrec.gamma`` was
-        chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how.
+        ``train.layer_losses`` also ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all
+        layers, lowest first. For a choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule.
+        Where ``bigrec.gamma`` was chosen on validation, the validation results are those of the chosen value, and
+        ``gamma`` says how.
     """
     init_seed(config["seed"], config["reproducibility"])
     with processes.first_alone():

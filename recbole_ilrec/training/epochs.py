@@ -125,9 +125,7 @@ class Epochs(TrainerCallback):
         due = evaluation_due(self.config, state.global_step, self.loop.plan.steps, state.max_steps)
         control.should_evaluate = due and self.validate
         control.should_save = self.loop.save
-        control.should_log = (
-            True  # else a short epoch leaves no line in the history
-        )
+        control.should_log = True  # else a short epoch leaves no line in the history
 
     def _warn_of_negative_logits(self, means: Mapping[str, float]) -> None:
         """Eq. 7 rewards a negative whose logit is below 0 (methods: A8); say so when that is not rare."""

@@ -1,12 +1,10 @@
 """Figures of the paper from run records: the numbers of a plan's table, or of the layers, as pictures."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.figure import Panel, Picture, Series, layer_names
+from recbole_ilrec.report.curves import layer_series
+from recbole_ilrec.report.figure import Panel, Picture, Series
 from recbole_ilrec.report.plan import Column
 from recbole_ilrec.report.table import MARK, Cell, Table
 from recbole_ilrec.verbs.tables import Grid, Outcomes, metric_name
@@ -93,19 +91,7 @@ def _curves(grid: Grid, outcomes: Outcomes) -> list[Panel]:
             logs = [log for record in runs if record and (log := record["result"].get("layer_losses"))]
             if logs:
                 title = ", ".join([row.label, *column.labels])
-                panels.append(Panel(title, "Cross-entropy", _layer_series(logs)))
+                panels.append(Panel(title, "Cross-entropy", layer_series(logs)))
     if not panels:
         raise UserError(f"No run of '{grid.plan.name}' noted the losses of its layers: train.layer_losses=true does.")
     return panels
-
-
-def _layer_series(logs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Series, ...]:
-    """``logs`` of the seeds; those of an early stop are as long as the shortest."""
-    length = min(map(len, logs))
-    losses = np.array([[entry["losses"] for entry in log[:length]] for log in logs])  # [seeds, evaluations, layers]
-    epochs = [float(entry["epoch"]) for entry in logs[0][:length]]
-    spread = losses.std(0, ddof=1) if len(logs) > 1 else np.zeros(losses.shape[1:])
-    return tuple(
-        Series(name, tuple(epochs), tuple(losses.mean(0)[:, n].tolist()), tuple(spread[:, n].tolist()))
-        for n, name in enumerate(layer_names(losses.shape[2]))
-    )
