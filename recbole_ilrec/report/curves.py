@@ -10,6 +10,7 @@ from recbole_ilrec.report.runs import Run, in_order, metric_label
 
 LOSSES = {"train/loss": "total", "train/monitor/ce": "cross-entropy"}
 """What stands in the first panel, by name in the history."""
+LAYERS = "Cross-entropy (nats per token)"
 _PART, _VALID = "train/part/", "valid/"
 
 
@@ -27,24 +28,26 @@ def run_picture(run: Run) -> Picture | None:
         panels.append(Panel("Validation", metric_label(metric), tuple(series)))
     layers = run.record["result"].get("layer_losses")
     if layers:
-        panels.append(Panel("Layers, validation", "Cross-entropy (nats a token)", layer_series([layers])))
+        panels.append(Panel("Layers, validation", LAYERS, layer_series([layers])))
     parts = [name.removeprefix(_PART) for name in names if name.startswith(_PART)]
     for part in parts if len(parts) > 1 else ():  # a single part is the total
         panels.append(Panel(f"Training, part {part}", part, (_over_epochs(lines, f"{_PART}{part}", part),)))
     if not panels:
         return None
-    return Picture(f"run-{run.number}", "curves", _caption(run), "Epochs", tuple(panels))
+    return Picture(f"run-{run.number}", "curves", _caption(run, bool(valid)), "Epochs", tuple(panels))
 
 
-def _caption(run: Run) -> str:
-    valid = run.record.get("evaluation", {}).get("valid")
+def _caption(run: Run, validated: bool) -> str:
+    """Seed, users and rule of the curves."""
+    which = f"Run {run.name}, {run.record['dataset']}, seed {run.record['seed']}."
+    said = f"{which} Losses are means since the point before; parts are not weighted."
+    if not validated:
+        return f"{said} Metrics of the validations were not kept."
+    valid = run.certificate.get("valid")
     users = f" on {valid['rows_evaluated']:,} of {valid['rows_in_split']:,} validation rows" if valid else ""
-    policy = run.record.get("evaluation", {}).get("collisions")
+    policy = run.certificate.get("collisions")
     rule = f", ties: {policy}" if policy else ""
-    return (
-        f"Run {run.name}, {run.record['dataset']}, seed {run.record['seed']}. Losses are means since the point before; "
-        f"parts are not weighted. Validation{users}{rule}."
-    )
+    return f"{said} Validation{users}{rule}."
 
 
 def _over_epochs(lines: Sequence[Mapping[str, Any]], name: str, label: str) -> Series:

@@ -131,7 +131,12 @@ def _figure(picture: Picture) -> tuple[Any, int]:
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
         axes.set_axisbelow(True)
         if len(names) > 1 and len(panel.series) > 1:
-            axes.legend(frameon=False, fontsize=7.5)
+            axes.legend(
+                frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=4, columnspacing=1
+            )
+            axes.set_title(panel.title, pad=18)
+        if picture.kind == "curves":
+            axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(picture.panels) :]:
         axes.remove()
     handles, labels = grid[0].get_legend_handles_labels()

@@ -80,7 +80,7 @@ def _block(label: str, lines: Iterable[Line], columns: int, links: Mapping[str, 
         else []
     )
     rows = [tag("tr", _label(line.label, links), *map(_cell, line.cells)) for line in lines]
-    return tag("tbody", *head, *rows)
+    return tag("tbody", head if label else None, *rows)
 
 
 def _label(label: str, links: Mapping[str, str]) -> Markup:

@@ -155,7 +155,7 @@ def _runs(content: Content) -> list[Markup]:
 
 def _run(run: Run) -> Markup:
     record = run.record
-    certificate = record.get("evaluation") or {}
+    certificate = run.certificate
     about = {
         "Conditions": conditions(record),
         "Settings and data": certificate.get("run", "not in the record"),
@@ -166,7 +166,7 @@ def _run(run: Run) -> Markup:
         "Finished": record.get("finished", "not in the record"),
         **({"Note": record["note"]} if record.get("note") else {}),
     }
-    tables = [table_element(table) for table in (policies_table(record), stages_table(record)) if table]
+    numbers, stages = policies_table(run), stages_table(record)
     curves = run_picture(run)
     drawn = _figure(curves, f"run-{run.number}") if curves else tag("p", "No losses were kept.", class_="note")
     settings = json.dumps(record.get("settings") or record.get("config"), indent=1, sort_keys=True)
@@ -175,9 +175,9 @@ def _run(run: Run) -> Markup:
         tag("h3", f"{run.name} on {record['dataset']}, seed {record['seed']}"),
         tag("pre", record.get("command", "")),
         facts(about),
-        tables[0] if policies_table(record) else tag("p", "No certificate in the record.", class_="note"),
+        table_element(numbers) if numbers else tag("p", "No certificate in the record.", class_="note"),
         drawn,
-        *tables[1 if policies_table(record) else 0 :],
+        table_element(stages) if stages else tag("p", "No cost of stages in the record.", class_="note"),
         tag("details", tag("summary", "All settings"), tag("pre", settings)),
         id=f"run-{run.number}",
     )
@@ -229,7 +229,7 @@ def _versions(content: Content) -> Markup:
 
 def _missing(content: Content) -> list[Markup]:
     said = list(content.missing)
-    bare = [str(run.number) for run in content.runs if not run.record.get("evaluation")]
+    bare = [str(run.number) for run in content.runs if not run.certificate]
     still = [str(run.number) for run in content.runs if not run.history]
     said += [f"Runs {', '.join(bare)}: no certificate in the record."] if bare else []
     said += [f"Runs {', '.join(still)}: no history of losses beside the record."] if still else []

@@ -42,6 +42,11 @@ class Run:
         """How lists call it."""
         return f"{self.number} {self.record['model']}"
 
+    @property
+    def certificate(self) -> Mapping[str, Any]:
+        """What its numbers are numbers of; empty where the record does not say."""
+        return self.record.get("evaluation") or {}
+
 
 def metric_label(metric: str) -> str:
     """``ndcg@10`` as ``NDCG@10``."""
@@ -136,7 +141,7 @@ def _line(label: str, runs: Sequence[Run], metrics: Sequence[str]) -> Line:
     newest = {run.record["seed"]: run for run in sorted(runs, key=lambda run: run.record.get("finished", ""))}
     seeds = sorted(newest)
     cells = [_mean(metric, [newest[seed].record for seed in seeds]) for metric in metrics]
-    ties = sorted({str(run.record.get("evaluation", {}).get("collisions", "-")) for run in runs})
+    ties = sorted({str(run.certificate.get("collisions", "-")) for run in runs})
     numbers = ", ".join(str(newest[seed].number) for seed in seeds)
     texts = (", ".join(ties), ", ".join(map(str, seeds)), numbers)
     return Line(label, (*cells, *(Cell(text=text) for text in texts)))
@@ -173,7 +178,7 @@ def list_of_runs(runs: Sequence[Run]) -> Table:
     for run in sorted(runs, key=lambda run: run.record.get("finished", ""), reverse=True):
         record = run.record
         test = [_mean(metric, [record]) for metric in metrics]
-        certificate = record.get("evaluation", {})
+        certificate = run.certificate
         rows = certificate.get("test", {}).get("rows_evaluated")
         about = (record["dataset"], record["seed"], record.get("finished", "-")[:16].replace("T", " "))
         history = {True: "left out", False: "kept", None: "-"}[certificate.get("history_masked")]
@@ -231,9 +236,9 @@ def stages_table(record: Mapping[str, Any]) -> Table | None:
     return Table("stages", caption, head, (("", tuple(lines)),))
 
 
-def policies_table(record: Mapping[str, Any]) -> Table | None:
+def policies_table(run: Run) -> Table | None:
     """Metrics of both splits under every rule for ties; ``None`` without a certificate."""
-    splits = {split: record.get("evaluation", {}).get(split) for split in ("valid", "test")}
+    splits = {split: run.certificate.get(split) for split in ("valid", "test")}
     blocks, metrics = [], list[str]()
     for split, part in splits.items():
         if part:

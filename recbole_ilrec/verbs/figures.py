@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.curves import layer_series
+from recbole_ilrec.report.curves import LAYERS, layer_series
 from recbole_ilrec.report.figure import Panel, Picture, Series
 from recbole_ilrec.report.plan import Column
 from recbole_ilrec.report.table import MARK, Cell, Table
-from recbole_ilrec.verbs.tables import Grid, Outcomes, metric_name
+from recbole_ilrec.training.layer_losses import USERS
+from recbole_ilrec.verbs.tables import QUICK, Grid, Outcomes, framed, metric_name, spread
 
 
 def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
@@ -27,15 +28,29 @@ def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
     caption = " ".join([_spoken(table.caption), *table.notes])
     if how["kind"] == "curves":
         panels = _curves(grid, outcomes)
+        caption = " ".join([_of_layers(grid, outcomes, table.caption.startswith(QUICK)), *table.notes])
     else:
         panels = {"lines": _lines, "bars": _bars}[how["kind"]](grid, table)
     return Picture(table.name, how["kind"], caption, how.get("x", ""), tuple(panels))
 
 
+def _of_layers(grid: Grid, outcomes: Outcomes, quick: bool) -> str:
+    """Whose losses the curves are: not those of the users of the table."""
+    records = [outcome.record for outcome in outcomes.values() if outcome.record]
+    parts = [record["evaluation"].get("valid", {}).get("rows_evaluated", USERS) for record in records]
+    users = " or ".join(str(count) for count in sorted({min(USERS, part) for part in parts}))
+    said = [f"Mean over the tokens of the validation item of {users} users, each after the true tokens before it."]
+    return framed(grid.plan, records, [*said, f"{_bars_for(spread(grid.plan)).capitalize()}."], quick)
+
+
+def _bars_for(said: str) -> str:
+    return said.replace("mean ± standard deviation", "mean and, as error bars, standard deviation")
+
+
 def _spoken(caption: str) -> str:
     """The caption without what it says of marks, which a picture has not."""
     before, _, after = caption.partition("Best bold, second underlined within a block.")
-    before = before.replace("mean ± standard deviation", "mean and, as error bars, standard deviation").strip()
+    before = _bars_for(before).strip()
     return before if MARK in after else before + after.rstrip()
 
 
@@ -91,7 +106,7 @@ def _curves(grid: Grid, outcomes: Outcomes) -> list[Panel]:
             logs = [log for record in runs if record and (log := record["result"].get("layer_losses"))]
             if logs:
                 title = ", ".join([row.label, *column.labels])
-                panels.append(Panel(title, "Cross-entropy", layer_series(logs)))
+                panels.append(Panel(title, LAYERS, layer_series(logs)))
     if not panels:
         raise UserError(f"No run of '{grid.plan.name}' noted the losses of its layers: train.layer_losses=true does.")
     return panels

@@ -191,10 +191,7 @@ def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tup
 
 
 def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool) -> str:
-    seeds = ", ".join(map(str, plan.seeds))
-    spread = f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
-    parts = [f"{plan.title}.", f"Test part; {spread}."]
-    parts[:0] = [QUICK] if quick else []
+    parts = [f"Test part; {spread(plan)}."]
     certificates = [record["evaluation"] for record in records]
     masked = {certificate["history_masked"] for certificate in certificates}
     policies = sorted({str(c["collisions"]) for c in certificates if c["collisions"] != "torch.topk"})
@@ -206,10 +203,20 @@ def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick
     parts.append("Best bold, second underlined within a block.")
     if tests:
         parts.append(f"{MARK}: better than the best other line of the block ({TEST}, Holm over {tests}, p < {ALPHA}).")
-    codes = {certificate["code"] for certificate in certificates}
-    if len(codes) > 1:
-        parts.append(f"The numbers were made by {len(codes)} versions of the code.")
-    return " ".join(parts)
+    return framed(plan, records, parts, quick)
+
+
+def spread(plan: Plan) -> str:
+    """Over which seeds the numbers are means."""
+    seeds = ", ".join(map(str, plan.seeds))
+    return f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
+
+
+def framed(plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str], quick: bool) -> str:
+    """What is said of numbers between the plan's title and by how many versions of the code they were made."""
+    codes = {record["evaluation"]["code"] for record in records}
+    versions = [f"The numbers were made by {len(codes)} versions of the code."] if len(codes) > 1 else []
+    return " ".join([*([QUICK] if quick else []), f"{plan.title}.", *said, *versions])
 
 
 # ---- other tables
