@@ -317,7 +317,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 def test_a_browser_shows_the_page_runs_its_script_and_has_nothing_to_complain_of(tmp_path):
     (tmp_path / "page.html").write_text(page_of(runs_of(record(), record("ILRec"), history=LINES)), encoding="utf-8")
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-    logged = (
+    options += (
         "--enable-logging=stderr",
         "--host-resolver-rules=MAP * ~NOTFOUND",
         f"--user-data-dir={tmp_path / 'user'}",

@@ -69,7 +69,9 @@ def _series(label: str, x: Sequence[float | str], cells: Sequence[Cell]) -> Seri
 
 
 def _short(columns: Sequence[Column]) -> list[str]:
-    """Labels of the columns without the parts that all of them share."""
+    """Labels of the columns without the parts that all of them share; a single one keeps all of its own."""
+    if len(columns) == 1:
+        return [", ".join(columns[0].labels)]
     parts = list(zip(*(column.labels for column in columns), strict=True))
     telling = [labels for labels in parts if len(set(labels)) > 1] or parts[-1:]
     return ["\n".join(labels) for labels in zip(*telling, strict=True)]
@@ -83,7 +85,7 @@ def _lines(grid: Grid, table: Table) -> list[Panel]:
         x = [label for label, _ in rows]
         names = [name.replace("\n", " ") for name in _short(columns)]
         series = [_series(name, x, [cells[n] for _, cells in rows]) for n, name in enumerate(names)]
-        panels.append(Panel("", metric_name(metric), tuple(series)))
+        panels.append(Panel(names[0] if len(names) == 1 else "", metric_name(metric), tuple(series)))
     return panels
 
 
