@@ -112,6 +112,7 @@ def test_a_table_has_the_numbers_and_marks_of_its_cells():
     made = table_element(table, links={"a": "#there"})
     assert "<u>0.1500 ± 0.0700</u>" in made and "<strong>0.3000</strong>" in made and "<td>failed</td>" in made
     assert '<th scope="colgroup" colspan="2">Data</th>' in made and '<a href="#there">a</a>' in made
+    assert '<tbody><tr class="block"><th colspan="3" scope="rowgroup"><span>block</span></th></tr>' in made
     assert "a note" in made and "caption" in Parsed(made).text
 
 
@@ -144,6 +145,8 @@ def test_lines_of_a_model_are_named_by_the_settings_that_differ():
     other = record(settings={"ilrec": {"alpha": 0.5}})
     (table,) = results_tables(runs_of(record(), other))
     assert [line.label for line in table.blocks[0][1]] == ["LCRec, ilrec.alpha=0.8", "LCRec, ilrec.alpha=0.5"]
+    (table,) = results_tables(runs_of(record(), other, record(config={"epochs": 5})))
+    assert [line.label for line in table.blocks[0][1]] == ["LCRec", "LCRec, ilrec.alpha=0.5", "LCRec, epochs=5"]
 
 
 # ---- the page

@@ -74,11 +74,7 @@ def _head(table: Table) -> Markup:
 
 
 def _block(label: str, lines: Iterable[Line], columns: int, links: Mapping[str, str]) -> Markup:
-    head = (
-        [tag("tr", tag("th", tag("span", label), colspan=columns + 1, scope="rowgroup"), class_="block")]
-        if label
-        else []
-    )
+    head = tag("tr", tag("th", tag("span", label), colspan=columns + 1, scope="rowgroup"), class_="block")
     rows = [tag("tr", _label(line.label, links), *map(_cell, line.cells)) for line in lines]
     return tag("tbody", head if label else None, *rows)
 

@@ -25,7 +25,7 @@ header { border-bottom: 2px solid var(--ink); margin-bottom: 2rem; }
 h1 { font-size: clamp(1.5rem, 1.1rem + 1.8vw, 2.2rem); line-height: 1.2; margin: 0 0 .4rem; text-wrap: balance; }
 h2 { font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 .6rem; }
 h3 { font-size: 1.08rem; margin: 2.4rem 0 .4rem; padding-top: .8rem; border-top: 1px solid var(--line); }
-h1, h2, h3, dd, p, li, th { overflow-wrap: anywhere; }
+h1, h2, h3, dd, p, li { overflow-wrap: anywhere; }
 p, li, figcaption { max-width: 46rem; }
 p { margin: .4rem 0 .8rem; }
 a { color: var(--link); text-underline-offset: .15em; }
@@ -48,7 +48,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .32rem .75rem; text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { font-weight: 600; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
 thead th[scope="colgroup"] { text-align: center; border-bottom: 1px solid var(--line); }
-tbody th { font-weight: 400; white-space: normal; min-width: 9rem; }
+tbody th { font-weight: 400; white-space: normal; min-width: 9rem; max-width: 24rem; overflow-wrap: break-word; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody + tbody tr:first-child > * { border-top: 1px solid var(--ink); }
 tr.block th { color: var(--soft); font-style: italic; background: var(--raised); }

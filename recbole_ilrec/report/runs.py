@@ -4,7 +4,7 @@ Knows plain values only.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,7 @@ def deciding(record: Mapping[str, Any], free: Iterable[str]) -> dict[str, Any]:
 
     Args:
         record: one line.
-        free: names of RecBole's settings that change nothing.
+        free: names of settings that change nothing, dotted where they are in a section.
     """
     left_out = {*free, *FLAT_KEYS, "seed", "model", "dataset"}
     own = {
@@ -85,7 +85,8 @@ def deciding(record: Mapping[str, Any], free: Iterable[str]) -> dict[str, Any]:
         for key, value in record.get("config", {}).items()
         if key not in left_out and key.partition(".")[0] not in SECTIONS
     }
-    return flat({**own, **(record.get("settings") or {})})
+    settings = flat({**own, **(record.get("settings") or {})})
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def conditions(record: Mapping[str, Any]) -> str:
@@ -129,8 +130,9 @@ def _results(dataset: str, runs: Sequence[Run]) -> Table:
     ]
     head = (*map(metric_label, metrics), "Ties", "Seeds", "Runs")
     caption = (
-        f"{dataset}: test metrics, mean ± sample standard deviation over the seeds listed. Best bold, second "
-        "underlined among lines of the same conditions; other lines are not comparable. Ties: how items that share an "
+        f"{dataset}: test metrics, mean ± sample standard deviation over the seeds listed. A line names the settings "
+        "that most lines of its model do not have. Best bold, second underlined among lines of the same conditions; "
+        "other lines are not comparable. Ties: how items that share an "
         "identifier or a score are ranked."
     )
     return Table(f"results-{dataset}", caption, (head,), tuple(done))
@@ -156,7 +158,7 @@ def _mean(metric: str, records: Sequence[Mapping[str, Any]]) -> Cell:
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> dict[int, str]:
-    """Number of the first run of a group -> its model and, where models repeat, the settings that differ."""
+    """Number of the first run of a group -> its model, and its settings that most groups of the model do not have."""
     by_model: dict[str, list[Run]] = defaultdict(list)
     for group in groups:
         by_model[group[0].record["model"]].append(group[0])
@@ -164,11 +166,19 @@ def _labels(groups: Sequence[Sequence[Run]]) -> dict[int, str]:
     for model, runs in by_model.items():
         shared = set.intersection(*(set(run.settings) for run in runs))
         telling = [key for key in sorted(shared) if len({json.dumps(run.settings[key]) for run in runs}) > 1]
+        usual = {key: _usual([json.dumps(run.settings[key]) for run in runs]) for key in telling}
         for run in runs:
-            named = [f"{key}={run.settings[key]}" for key in telling[:_SHOWN]]
-            more = [f"and {len(telling) - _SHOWN} more"] if len(telling) > _SHOWN else []
+            own = [key for key in telling if json.dumps(run.settings[key]) != usual[key]]
+            named = [f"{key}={run.settings[key]}" for key in own[:_SHOWN]]
+            more = [f"and {len(own) - _SHOWN} more"] if len(own) > _SHOWN else []
             labels[run.number] = ", ".join([model, *named, *more])
     return labels
+
+
+def _usual(values: Sequence[str]) -> str | None:
+    """The value that more of them have than any other."""
+    (first, most), *others = Counter(values).most_common()
+    return None if others and others[0][1] == most else first
 
 
 def list_of_runs(runs: Sequence[Run]) -> Table:

@@ -97,10 +97,11 @@ def read_runs(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
     Raises:
         UserError: no such file, or one that holds no records.
     """
-    from recbole_ilrec.configuration.outcome import OUTCOME_FREE
+    from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, OUTCOME_FREE
     from recbole_ilrec.report.runs import Run, deciding
     from recbole_ilrec.verbs.experiments import records_of
 
+    free = {*OUTCOME_FREE, *(f"train.{name}" for name in (*HOW_OFTEN_SAVED["train"], "layer_losses"))}
     found: dict[str, tuple[dict[str, Any], Path]] = {}
     for file in files:
         if not file.is_file():
@@ -112,7 +113,7 @@ def read_runs(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
     for record, file in sorted(found.values(), key=lambda pair: str(pair[0].get("finished", ""))):
         history, problem = _history(record, file)
         missing += [problem] if problem else []
-        runs.append(Run(len(runs) + 1, record, deciding(record, OUTCOME_FREE), history))
+        runs.append(Run(len(runs) + 1, record, deciding(record, free), history))
     return runs, missing
 
 
