@@ -13,7 +13,7 @@ from recbole_ilrec.configuration.arguments import Arguments, parse
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 from recbole_ilrec.runtime.interrupts import Interrupted, raised
-from recbole_ilrec.verbs import compare, doctor, search
+from recbole_ilrec.verbs import compare, doctor, report, search
 from recbole_ilrec.verbs import table as table_verb
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -29,6 +29,7 @@ verbs
   doctor     check data, split, identifiers and prompts before a run
   compare    compare two runs user by user
   search     choose settings on validation
+  report     all runs with tables, figures, curves and costs as one HTML page
 
 recbole-ilrec VERB --help shows the options of a verb.
 """
@@ -204,5 +205,6 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "doctor": (doctor.doctor, doctor.HELP),
     "compare": (compare.compare, compare.HELP),
     "search": (search.search, search.HELP),
+    "report": (report.report, report.HELP),
 }
 """Verb -> what it does, its help."""

@@ -112,11 +112,12 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         logger.info(data.statistics)
         _place(config)
         result = _train_and_evaluate(config, data, saved)
-    made = {key: result.pop(key, None) for key in ("folder", "parameters", "lists")}
+    made = {key: result.pop(key, None) for key in ("folder", "parameters", "lists", "findings")}
     result["record"] = None
     if saved and processes.is_first():
         certificate = evaluation_certificate(config, data, result, made)
-        about = {"folder": made["folder"], "parameters": made["parameters"], "evaluation": certificate}
+        about = {key: made[key] for key in ("folder", "parameters", "findings")}
+        about |= {"evaluation": certificate, "data": data.dataset.counts()}
         result["record"] = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recbole_ilrec.report.record import Stopwatch, append_record, machine
-from recbole_ilrec.report.results import read_records, results_table, with_table
+from recbole_ilrec.report.results import BLOCK, between_marks, read_records, results_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,4 +35,6 @@ def test_a_line_that_cannot_be_written_whole_is_not_written_at_all(tmp_path, mon
 def test_the_readmes_numbers_come_from_the_committed_records():
     table = results_table(read_records(ROOT / "docs" / "records.jsonl"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, table) == readme, "python -m recbole_ilrec.report.results docs/records.jsonl README.md"
+    assert between_marks(readme, BLOCK, table) == readme, (
+        "python -m recbole_ilrec.report.results docs/records.jsonl README.md"
+    )

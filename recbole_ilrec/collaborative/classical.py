@@ -36,6 +36,7 @@ from recbole_ilrec.metrics.rank_metrics import keep_ranks
 from recbole_ilrec.report.costs import note, note_earlier
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.runtime.checkpoint import load_state, random_state, save_state, set_random_state
+from recbole_ilrec.runtime.history import validation, write_history
 from recbole_ilrec.runtime.run_folder import mark, new_folder
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class ClassicalTrainer(RecBoleTrainer):
         log_folder: where TensorBoard's events go; ``None`` for RecBole's ``./log_tensorboard/<run>``.
         finished: the resumed run had already come to its end, so :meth:`fit` has nothing left to do.
         spent: seconds and epochs of training so far, those before an interruption included.
+        history: for each epoch the mean loss of its batches, for each validation its metrics.
     """
 
     def __init__(self, config: Config, model: AbstractRecommender):
@@ -82,6 +84,7 @@ class ClassicalTrainer(RecBoleTrainer):
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result: OrderedDict[str, float] | None = None
         self.train_loss_dict: dict[int, float] = {}
+        self.history: list[dict[str, Any]] = []
         self.optimizer = self._build_optimizer()
         self.eval_type = config["eval_type"]
         self.eval_collector = Collector(config)
@@ -146,7 +149,15 @@ class ClassicalTrainer(RecBoleTrainer):
     ) -> float | tuple[float, ...]:
         if self._saved and epoch_idx > self.start_epoch:  # the epoch before is complete, its evaluation included
             self._save_resumable(epoch_idx, train_data, finished=False)
-        return super()._train_epoch(train_data, epoch_idx, loss_func=loss_func, show_progress=show_progress)
+        loss = super()._train_epoch(train_data, epoch_idx, loss_func=loss_func, show_progress=show_progress)
+        total = sum(loss) if isinstance(loss, tuple) else loss  # RecBole's is a sum over batches
+        self.history.append({"epoch": epoch_idx + 1.0, "train/loss": float(total) / len(train_data)})
+        return loss
+
+    def _valid_epoch(self, valid_data: AbstractDataLoader, show_progress: bool = False) -> tuple[float, Any]:
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self.history.append(validation(max(self.train_loss_dict) + 1.0, None, result))
+        return score, result
 
     def _check_nan(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -183,11 +194,13 @@ class ClassicalTrainer(RecBoleTrainer):
             "best_valid_score": self.best_valid_score,
             "best_valid_result": self.best_valid_result,
             "train_loss": self.train_loss_dict,
+            "history": self.history,
             "finished": finished,
             "spent": self.spent,
         }
         mark(self.folder, self.config)
         save_state(self.folder / LAST, content, kind=self.config["model"])
+        write_history(self.folder, self.history)
 
     def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
         """Go on from the last complete epoch of an earlier run, exactly as it would have gone on itself.
@@ -213,6 +226,7 @@ class ClassicalTrainer(RecBoleTrainer):
         if state["best_valid_result"] is not None:
             self.best_valid_result = OrderedDict(state["best_valid_result"])
         self.train_loss_dict = dict(state["train_loss"])
+        self.history = list(state.get("history", []))
         self.spent = dict(state.get("spent", {}))
         self._before = dict(self.spent)
         stopped = bool(state["finished"] and self.cur_step > self.stopping_step)

@@ -209,6 +209,11 @@ class SequenceDataset(SequentialDataset):
             f"{self.inter_num:,} interactions, sparsity {self.sparsity:.4%}"
         )
 
+    def counts(self) -> dict[str, float]:
+        """The numbers of :meth:`statistics`."""
+        numbers = self.user_num, self.item_num, self.inter_num, float(self.sparsity)
+        return dict(zip(("users", "items", "interactions", "sparsity"), numbers, strict=True))
+
     def content_key(self) -> str:
         """See :func:`recbole_ilrec.configuration.outcome.data_key`."""
         return data_key(self.config)

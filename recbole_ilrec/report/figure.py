@@ -3,7 +3,9 @@
 Series differ by lightness and by marker, dash or hatch, never by hue alone.
 """
 
+import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,15 @@ _LINES = ("#000000", "#a87400", "#8a8a8a", "#1f4e8c", "#c9a227", "#555555", "#6f
 _FILLS = ("#5b7aa8", "#e8c468", "#b5b5b5", "#f4ecd0", "#8fb3de", "#c79a3a", "#dddddd", "#7d7d7d")
 _MARKERS, _DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
-_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "recbole_ilrec"}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "recbole_ilrec",
+    "text.parse_math": False,  # a "$" in a title is a "$"
+}
+_MARKED = 12
+"""Points of a curve that get a marker, about."""
 SUFFIXES = ("png", "svg")
 
 
@@ -67,28 +77,72 @@ def draw(picture: Picture, folder: Path) -> list[Path]:
         UserError: matplotlib is not installed.
         OSError: the folder cannot be written.
     """
+    with _style():
+        figure, columns = _figure(picture)
+        figure.text(0.01, -0.01, _wrapped(picture.caption, 78 * columns), fontsize=6.5, va="top")
+        return [_save(figure, folder / f"{picture.name}.{suffix}") for suffix in SUFFIXES]
+
+
+def svg(picture: Picture) -> str:
+    """The picture as an ``<svg>`` element for a page, without its caption: text is text, and colours follow the page.
+
+    Each colour stands as a CSS variable, ``var(--c-1f4e8c, #1f4e8c)``, which a page may set anew for dark paper; black
+    is ``currentColor``. Ids are of this picture alone, as long as names of pictures differ.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    with _style(**{"svg.fonttype": "none", "svg.hashsalt": picture.name}):
+        figure, _ = _figure(picture)
+        stream = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    used = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text))
+    kept = {name for pair in used for name in pair if name}
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in kept else "", text)
+    text = re.sub(r"((?:fill|stroke): )(?:#000000|#222222)", r"\1currentColor", text)
+    for colour in {*_LINES, *_FILLS} - {"#000000"}:
+        text = re.sub(rf"((?:fill|stroke): ){colour}", rf"\1var(--c-{colour[1:]}, {colour})", text)
+    return text
+
+
+def _style(**more: Any) -> Any:
     try:
         from matplotlib import rc_context
-        from matplotlib.figure import Figure
     except ImportError:
         raise UserError("Figures need matplotlib: pip install 'recbole_ilrec[page]'.") from None
-    with rc_context(_STYLE):
-        columns = min(len(picture.panels), 2)
-        rows = -(-len(picture.panels) // columns)
-        figure = Figure(figsize=(3.6 * columns + 0.4, 2.7 * rows + 0.9), layout="constrained", dpi=160)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, panel in zip(grid, picture.panels, strict=False):
-            (_bars if picture.kind == "bars" else _lines)(axes, panel)
-            axes.set(title=panel.title, ylabel=panel.y_label, xlabel=picture.x_label)
-            axes.grid(axis="y", linewidth=0.4, alpha=0.5)
-            axes.set_axisbelow(True)
-        for axes in grid[len(picture.panels) :]:
-            axes.remove()
-        handles, labels = grid[0].get_legend_handles_labels()
-        if len(labels) > 1:
-            figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
-        figure.text(0.01, 0.0, _wrapped(picture.caption, 78 * columns), fontsize=6.5, va="top")
-        return [_save(figure, folder / f"{picture.name}.{suffix}") for suffix in SUFFIXES]
+    return rc_context(_STYLE | more)
+
+
+def _figure(picture: Picture) -> tuple[Any, int]:
+    """The figure without its caption, and how many panels stand side by side."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(picture.panels), 2 if len(picture.panels) < 5 else 3)
+    rows = -(-len(picture.panels) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 2.7 * rows + 0.9), layout="constrained", dpi=160)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    names = {tuple(series.label for series in panel.series) for panel in picture.panels}
+    for axes, panel in zip(grid, picture.panels, strict=False):
+        (_bars if picture.kind == "bars" else _lines)(axes, panel)
+        axes.set(title=panel.title, ylabel=panel.y_label, xlabel=picture.x_label)
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        axes.set_axisbelow(True)
+        if len(names) > 1 and len(panel.series) > 1:
+            axes.legend(
+                frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=4, columnspacing=1
+            )
+            axes.set_title(panel.title, pad=18)
+        if picture.kind == "curves":
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[len(picture.panels) :]:
+        axes.remove()
+    handles, labels = grid[0].get_legend_handles_labels()
+    if len(names) == 1 and len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
+    return figure, columns
 
 
 def _lines(axes: Any, panel: Panel) -> None:
@@ -103,6 +157,7 @@ def _lines(axes: Any, panel: Panel) -> None:
             linestyle=_DASHES[n % len(_DASHES)],
             linewidth=1.4,
             markersize=4,
+            markevery=-(-len(series.x) // _MARKED),
             capsize=2.5,
         )
 

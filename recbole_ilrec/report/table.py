@@ -112,9 +112,9 @@ def latex(table: Table) -> str:
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(' '.join([table.caption, *table.notes]))}}}"]
     lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{l{'c' * columns}}}", r"\toprule"]
     for depth, labels in enumerate(table.head):
-        spans = _spans(labels) if depth + 1 < len(table.head) else [(label, 1) for label in labels]
-        lines.append(" & ".join(["", *(_spanning(label, width) for label, width in spans)]) + r" \\")
-        lines += [_rules(spans)] if any(width > 1 for _, width in spans) else []
+        groups = spans(labels) if depth + 1 < len(table.head) else [(label, 1) for label in labels]
+        lines.append(" & ".join(["", *(_spanning(label, width) for label, width in groups)]) + r" \\")
+        lines += [_rules(groups)] if any(width > 1 for _, width in groups) else []
     for label, rows in table.blocks:
         lines.append(r"\midrule")
         if label:
@@ -123,23 +123,24 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _spans(labels: Sequence[str]) -> list[tuple[str, int]]:
-    spans: list[tuple[str, int]] = []
+def spans(labels: Sequence[str]) -> list[tuple[str, int]]:
+    """Neighbouring equal labels as one, with their number: header cells over several columns."""
+    found: list[tuple[str, int]] = []
     for label in labels:
-        if spans and spans[-1][0] == label:
-            spans[-1] = (label, spans[-1][1] + 1)
+        if found and found[-1][0] == label:
+            found[-1] = (label, found[-1][1] + 1)
         else:
-            spans.append((label, 1))
-    return spans
+            found.append((label, 1))
+    return found
 
 
 def _spanning(label: str, width: int) -> str:
     return _escape(label) if width == 1 else rf"\multicolumn{{{width}}}{{c}}{{{_escape(label)}}}"
 
 
-def _rules(spans: Sequence[tuple[str, int]]) -> str:
+def _rules(groups: Sequence[tuple[str, int]]) -> str:
     rules, first = [], 2
-    for _, width in spans:
+    for _, width in groups:
         rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
         first += width
     return " ".join(rules)

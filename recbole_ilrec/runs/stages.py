@@ -17,6 +17,7 @@ from typing import Any
 
 from recbole.utils import init_seed, set_color
 
+from recbole_ilrec.checks.finding import as_plain
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
 from recbole_ilrec.configuration.outcome import HOW_RUN, OF_OTHER_MODELS, outcome_settings
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
@@ -57,11 +58,12 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     Returns:
         RecBole's result: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``; and
         ``policies``, the test metrics under each collision policy, ``lists``, how full the users' lists are,
-        ``parameters`` that were trained, and ``folder``, where the run was saved. With ``train.layer_losses`` also
-        ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all layers, lowest first. For a
-        choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule. Where ``bigrec.gamma`` was
-        chosen on validation, the validation results are those of the chosen value, and ``gamma`` says how. With
-        ``eval_test: false`` nothing of the test part is looked at, and what is said of it is ``None``.
+        ``parameters`` that were trained, ``findings`` of the doctor, and ``folder``, where the run was saved. With
+        ``train.layer_losses`` also ``layer_losses``: for each validation ``epoch``, ``step`` and the ``losses`` of all
+        layers, lowest first. For a choice among candidates also ``answers``, HitRatio@1 and ValidRatio by each rule.
+        Where ``bigrec.gamma`` was chosen on validation, the validation results are those of the chosen value, and
+        ``gamma`` says how. With ``eval_test: false`` nothing of the test part is looked at, and what is said of it, and
+        the ``findings``, are ``None``.
     """
     init_seed(config["seed"], config["reproducibility"])
     with processes.first_alone():
@@ -72,8 +74,10 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         shard(model, model.backbone.blocks, config["device"])
     else:
         model.to(config["device"])
+    findings = None
     if config["eval_test"]:  # the checks read the rows of all parts
-        log_findings(diagnose(config, data, model))
+        findings = diagnose(config, data, model)
+        log_findings(findings)
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:
@@ -97,6 +101,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         "best_valid_result": best_result,
         **of_test,
         "parameters": trained,
+        "findings": None if findings is None else as_plain(findings),
         "folder": str(trainer.run_folder) if saved else None,
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
     }

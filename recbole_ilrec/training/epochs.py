@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.history import write_history
 from recbole_ilrec.runtime.interrupts import Interrupted
 from recbole_ilrec.training.loop import StepTrainer
 
@@ -29,6 +31,7 @@ class Progress:
 
     Attributes:
         layer_losses: ``epoch`` (epochs done), ``step`` and ``losses`` (of each layer, lowest first) of each validation.
+        validations: see :func:`recbole_ilrec.runtime.history.validation`.
     """
 
     best_score: float
@@ -38,6 +41,7 @@ class Progress:
     stopped: bool = False
     spent: dict[str, float] = field(default_factory=dict)
     layer_losses: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
 
 
 def epoch_of(passed: float | None) -> int:
@@ -121,6 +125,7 @@ class Epochs(TrainerCallback):
         due = evaluation_due(self.config, state.global_step, self.loop.plan.steps, state.max_steps)
         control.should_evaluate = due and self.validate
         control.should_save = self.loop.save
+        control.should_log = True  # else a short epoch leaves no line in the history
 
     def _warn_of_negative_logits(self, means: Mapping[str, float]) -> None:
         """Eq. 7 rewards a negative whose logit is below 0 (methods: A8); say so when that is not rare."""
@@ -131,3 +136,18 @@ class Epochs(TrainerCallback):
                 "penalises; consider --ilrec.penalty=sign_safe",
                 100 * share,
             )
+
+
+class History(TrainerCallback):
+    """Keeps the numbers that the loop logs, and those of validations, in the run's folder at every checkpoint.
+
+    Args:
+        folder: of the run.
+        progress: what is known of the run so far; read anew each time, since a resumption replaces it.
+    """
+
+    def __init__(self, folder: Path, progress: Callable[[], Progress]):
+        self.folder, self.progress = folder, progress
+
+    def on_save(self, args, state, control, **kwargs):
+        write_history(self.folder, [*state.log_history, *self.progress().validations])

@@ -33,13 +33,14 @@ from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import checkpoints, load_resumable, load_state, save_state, set_aside_later
+from recbole_ilrec.runtime.history import validation
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
 from recbole_ilrec.runtime.run_folder import at_work
 from recbole_ilrec.runtime.shards import gathered, whole
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.arguments import training_arguments
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
-from recbole_ilrec.training.epochs import Epochs, Progress, epoch_of, evaluation_due
+from recbole_ilrec.training.epochs import Epochs, History, Progress, epoch_of, evaluation_due
 from recbole_ilrec.training.layer_losses import note_layer_losses
 from recbole_ilrec.training.loop import BASE, StepTrainer
 from recbole_ilrec.training.micro_batches import MicroBatches
@@ -229,7 +230,7 @@ class GenerativeTrainer:
         if not processes.is_first():
             return []
         writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
-        return [TensorBoardCallback(writer)]
+        return [TensorBoardCallback(writer), History(self.run_folder, lambda: self.progress)]
 
     def _validate(self, loop: StepTrainer) -> dict[str, float]:
         start = time.time()
@@ -249,6 +250,7 @@ class GenerativeTrainer:
             "%s [%s: %.2fs, %s: %f]", head, set_color("time", "blue"), time.time() - start, "valid_score", score
         )
         logger.info("%s: \n%s", set_color("valid result", "blue"), dict2str(result))
+        progress.validations.append(validation(float(loop.state.epoch or 0.0), loop.state.global_step, result))
         if self.config.settings.train.layer_losses:
             assert self.valid_pairs is not None
             with whole(self.model):

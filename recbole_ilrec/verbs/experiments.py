@@ -34,7 +34,7 @@ from recbole_ilrec.runtime.checkpoint import STATE, checkpoints
 
 logger = logging.getLogger(__name__)
 
-RECORDS, PLANNED, LOG = "records.jsonl", "planned", "run.log"
+RECORDS, PLANNED, LOG, ASKED = "records.jsonl", "planned", "run.log", "asked.jsonl"
 Launcher = Callable[[Sequence[str], Path, int | None], int]
 """``(arguments of the command line, file for what it says, descriptor to hand on) -> exit status``."""
 
@@ -108,12 +108,8 @@ class Experiments:
         return found
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        for path in [*sorted(self.root.glob(f"{PLANNED}/*/{RECORDS}")), self.root / RECORDS]:
-            if path.is_file():
-                try:
-                    yield from read_records(path)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}: a line is no record ({error}): remove that line.") from None
+        for path in record_files(self.root):
+            yield from records_of(path)
 
     def outcome(self, run: PlannedRun, finished: Mapping[str, Mapping[str, Any]]) -> Outcome:
         """What is known of a run without making it."""
@@ -206,6 +202,27 @@ class Experiments:
             logger.info("%s goes on from %s", run, resume)
         text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
         return ["run", f"--model={run.model}", f"--dataset={run.dataset}", *(f"--{k}={v}" for k, v in text.items())]
+
+
+def record_files(root: Path) -> list[Path]:
+    """The files of records below a ``checkpoint_dir``, those of planned runs first."""
+    return [path for path in (*sorted(root.glob(f"{PLANNED}/*/{RECORDS}")), root / RECORDS) if path.is_file()]
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, oldest first.
+
+    Raises:
+        UserError: a line of it is none.
+    """
+    try:
+        records = read_records(path)
+    except ValueError as error:  # no JSON, no UTF-8
+        raise UserError(f"{path}: a line is no record ({error}): remove that line.") from None
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not {"model", "dataset", "seed", "result"} <= record.keys():
+            raise UserError(f"{path}: record {number} has no model, dataset, seed or result: remove that line.")
+    return records
 
 
 def newest_resumable(folder: Path) -> Path | None:

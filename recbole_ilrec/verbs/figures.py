@@ -1,15 +1,14 @@
 """Figures of the paper from run records: the numbers of a plan's table, or of the layers, as pictures."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.figure import Panel, Picture, Series, layer_names
+from recbole_ilrec.report.curves import LAYERS, layer_series
+from recbole_ilrec.report.figure import Panel, Picture, Series
 from recbole_ilrec.report.plan import Column
 from recbole_ilrec.report.table import MARK, Cell, Table
-from recbole_ilrec.verbs.tables import Grid, Outcomes, metric_name
+from recbole_ilrec.training.layer_losses import USERS
+from recbole_ilrec.verbs.tables import QUICK, Grid, Outcomes, framed, metric_name, spread
 
 
 def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
@@ -29,15 +28,29 @@ def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
     caption = " ".join([_spoken(table.caption), *table.notes])
     if how["kind"] == "curves":
         panels = _curves(grid, outcomes)
+        caption = " ".join([_of_layers(grid, outcomes, table.caption.startswith(QUICK)), *table.notes])
     else:
         panels = {"lines": _lines, "bars": _bars}[how["kind"]](grid, table)
     return Picture(table.name, how["kind"], caption, how.get("x", ""), tuple(panels))
 
 
+def _of_layers(grid: Grid, outcomes: Outcomes, quick: bool) -> str:
+    """Whose losses the curves are: not those of the users of the table."""
+    records = [outcome.record for outcome in outcomes.values() if outcome.record]
+    parts = [record["evaluation"].get("valid", {}).get("rows_evaluated", USERS) for record in records]
+    users = " or ".join(str(count) for count in sorted({min(USERS, part) for part in parts}))
+    said = [f"Mean over the tokens of the validation item of {users} users, each after the true tokens before it."]
+    return framed(grid.plan, records, [*said, f"{_bars_for(spread(grid.plan)).capitalize()}."], quick)
+
+
+def _bars_for(said: str) -> str:
+    return said.replace("mean ± standard deviation", "mean and, as error bars, standard deviation")
+
+
 def _spoken(caption: str) -> str:
     """The caption without what it says of marks, which a picture has not."""
     before, _, after = caption.partition("Best bold, second underlined within a block.")
-    before = before.replace("mean ± standard deviation", "mean and, as error bars, standard deviation").strip()
+    before = _bars_for(before).strip()
     return before if MARK in after else before + after.rstrip()
 
 
@@ -56,7 +69,9 @@ def _series(label: str, x: Sequence[float | str], cells: Sequence[Cell]) -> Seri
 
 
 def _short(columns: Sequence[Column]) -> list[str]:
-    """Labels of the columns without the parts that all of them share."""
+    """Labels of the columns without the parts that all of them share; a single one keeps all of its own."""
+    if len(columns) == 1:
+        return [", ".join(columns[0].labels)]
     parts = list(zip(*(column.labels for column in columns), strict=True))
     telling = [labels for labels in parts if len(set(labels)) > 1] or parts[-1:]
     return ["\n".join(labels) for labels in zip(*telling, strict=True)]
@@ -70,7 +85,7 @@ def _lines(grid: Grid, table: Table) -> list[Panel]:
         x = [label for label, _ in rows]
         names = [name.replace("\n", " ") for name in _short(columns)]
         series = [_series(name, x, [cells[n] for _, cells in rows]) for n, name in enumerate(names)]
-        panels.append(Panel("", metric_name(metric), tuple(series)))
+        panels.append(Panel(names[0] if len(names) == 1 else "", metric_name(metric), tuple(series)))
     return panels
 
 
@@ -93,19 +108,7 @@ def _curves(grid: Grid, outcomes: Outcomes) -> list[Panel]:
             logs = [log for record in runs if record and (log := record["result"].get("layer_losses"))]
             if logs:
                 title = ", ".join([row.label, *column.labels])
-                panels.append(Panel(title, "Cross-entropy", _layer_series(logs)))
+                panels.append(Panel(title, LAYERS, layer_series(logs)))
     if not panels:
         raise UserError(f"No run of '{grid.plan.name}' noted the losses of its layers: train.layer_losses=true does.")
     return panels
-
-
-def _layer_series(logs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Series, ...]:
-    """``logs`` of the seeds; those of an early stop are as long as the shortest."""
-    length = min(map(len, logs))
-    losses = np.array([[entry["losses"] for entry in log[:length]] for log in logs])  # [seeds, evaluations, layers]
-    epochs = [float(entry["epoch"]) for entry in logs[0][:length]]
-    spread = losses.std(0, ddof=1) if len(logs) > 1 else np.zeros(losses.shape[1:])
-    return tuple(
-        Series(name, tuple(epochs), tuple(losses.mean(0)[:, n].tolist()), tuple(spread[:, n].tolist()))
-        for n, name in enumerate(layer_names(losses.shape[2]))
-    )

@@ -226,7 +226,7 @@ class _Search:
 
     def _show(self, trials: "list[Trial]") -> int:
         """The runs there are and will be; those after a result that is not there yet as if it were no better."""
-        from recbole_ilrec.verbs.table import dry_run
+        from recbole_ilrec.verbs.progress import dry_run
 
         drawn = [phase for phase in self.space.phases if phase.sampler in ("random", "tpe")]
         while (trial := self.proposals.next(trials)) is not None and trial.phase not in {p.name for p in drawn}:

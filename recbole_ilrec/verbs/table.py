@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.preparation.files import require_writable, write_atomically
 from recbole_ilrec.report.plan import Plan, narrowed, read_plan
+from recbole_ilrec.report.record import append_record
 from recbole_ilrec.report.results import between_marks
 from recbole_ilrec.report.table import FORMATS, Table, markdown
 
 if TYPE_CHECKING:
+    from recbole_ilrec.report.figure import Picture
     from recbole_ilrec.verbs.experiments import Experiments, Outcome
     from recbole_ilrec.verbs.tables import Grid
 
@@ -75,6 +78,20 @@ def figure(arguments: Arguments) -> int:
     return _Command(arguments, "figure").run()
 
 
+def asked_before(asked: Mapping[str, Any], checkpoint_dir: Path) -> "tuple[Table, Picture | None]":
+    """What an earlier call of ``table`` or ``figure`` would print now, without making a run.
+
+    Args:
+        asked: its line in ``planned/asked.jsonl``.
+        checkpoint_dir: where its runs are.
+
+    Raises:
+        UserError: the plan is gone, or none of its runs is there.
+    """
+    options = {**asked["options"], "checkpoint_dir": str(checkpoint_dir)}
+    return _Command(Arguments(list(asked["words"]), options), asked["verb"]).found()
+
+
 class _Command:
     """One call of a verb: its options, then its steps."""
 
@@ -82,6 +99,7 @@ class _Command:
         if len(arguments.words) != 1:
             raise UserError(f"{verb} takes one name: recbole-ilrec {verb} NAME. Names: {', '.join(_names(verb))}.")
         self.verb = verb
+        self.asked = {"verb": verb, "words": arguments.words[:], "options": dict(arguments.options)}
         self.whole = _plan(arguments.words[0], verb)
         self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
         self.dry_run = bool(arguments.take("dry_run"))
@@ -114,28 +132,27 @@ class _Command:
             self._into("")
         if self.archive is not None:
             require_writable(self.archive.parent, f"archive={self.archive}")
-        from recbole_ilrec.configuration.outcome import OUTCOME_FREE
-        from recbole_ilrec.verbs.experiments import Experiments
+        from recbole_ilrec.verbs.experiments import ASKED, PLANNED
+        from recbole_ilrec.verbs.progress import Progress, dry_run
         from recbole_ilrec.verbs.tables import Grid, paper_table, printed_counts
 
         printed = printed_counts(self.plan) if self.plan.kind == "datasets" else paper_table(self.plan, self.whole)
         if self.paper and printed is None:
             raise UserError(f"The paper prints no numbers for this part of '{self.whole.name}': leave --paper out.")
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
-        experiments, grid = Experiments(places, quick=self.quick), Grid(self.plan, self.given)
+        experiments, grid = self._experiments(), Grid(self.plan, self.given)
         if self.sources:
             return self._write(grid, self._archived(grid), printed)
         if self.plan.kind == "datasets":
             return self._datasets(grid, experiments, printed)
-        finished = experiments.finished()
-        outcomes = {run: experiments.outcome(run, finished) for run in grid.all_runs()}
+        outcomes = self._outcomes(grid, experiments)
         if self.dry_run:
             sys.stdout.write(dry_run(outcomes, experiments))
             return 0
+        append_record(experiments.root / PLANNED / ASKED, self.asked)
         missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
-        experiments.make(missing, self.jobs, _Progress(len(missing), outcomes))
+        experiments.make(missing, self.jobs, Progress(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
 
     def _archived(self, grid: "Grid") -> "dict[Any, Outcome]":
@@ -148,6 +165,34 @@ class _Command:
             files = ", ".join(map(str, self.sources))
             raise UserError(f"{files} holds none of the {len(outcomes)} runs, e.g. '{next(iter(outcomes))}'.")
         return outcomes
+
+    def found(self) -> "tuple[Table, Picture | None]":
+        """The table, and the picture where the verb was ``figure``, from the runs there are; none is made.
+
+        Raises:
+            UserError: no run of the plan is there, or those there are lack what the picture shows.
+        """
+        from recbole_ilrec.verbs.figures import picture
+        from recbole_ilrec.verbs.tables import Grid, results_table
+
+        experiments, grid = self._experiments(), Grid(self.plan, self.given)
+        outcomes = self._outcomes(grid, experiments)
+        if not any(outcome.record for outcome in outcomes.values()):
+            raise UserError(f"{self.verb} {self.plan.name}: none of its {len(outcomes)} runs is there.")
+        made = results_table(grid, outcomes, quick=self.quick)
+        return made, picture(grid, made, outcomes) if self.verb == "figure" else None
+
+    def _experiments(self) -> "Experiments":
+        from recbole_ilrec.configuration.outcome import OUTCOME_FREE
+        from recbole_ilrec.verbs.experiments import Experiments
+
+        places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
+        return Experiments(places, quick=self.quick)
+
+    @staticmethod
+    def _outcomes(grid: "Grid", experiments: "Experiments") -> "dict[Any, Outcome]":
+        finished = experiments.finished()
+        return {run: experiments.outcome(run, finished) for run in grid.all_runs()}
 
     def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]", printed: Table | None) -> int:
         from recbole_ilrec.verbs.tables import results_table
@@ -204,39 +249,6 @@ class _Command:
             with write_atomically(path) as stream:
                 stream.write(FORMATS[suffix](made))
             logger.info("%s", path)
-
-
-class _Progress:
-    """Notes outcomes as they come, with one line each."""
-
-    def __init__(self, count: int, outcomes: "dict[Any, Outcome]"):
-        self.count, self.outcomes, self.made = count, outcomes, 0
-
-    def __call__(self, run: Any, outcome: "Outcome") -> None:
-        self.made += 1
-        self.outcomes[run] = outcome
-        logger.info("[%d/%d] %s: %s", self.made, self.count, run, outcome.error or "done")
-
-
-def dry_run(outcomes: "dict[Any, Outcome]", experiments: "Experiments") -> str:
-    """A line for each run: finished, why it will fail, or what like runs took; and how much is to do."""
-    lines, known, unknown = [], 0.0, 0
-    for run, outcome in outcomes.items():
-        if outcome.record is not None:
-            state = "finished"
-        elif outcome.error:
-            state = f"will fail: {outcome.error}"
-        else:
-            estimate = experiments.estimate(run)
-            state = "time and memory unknown: no like run has a record"
-            if estimate.seconds is None:
-                unknown += 1
-            else:
-                known += estimate.seconds
-                state = f"about {estimate.seconds / 60:.1f} min, {(estimate.memory_mb or 0) / 1000:.1f} GB"
-        lines.append(f"{run}: {state}")
-    rest = f"; {unknown} runs of unknown length" if unknown else ""
-    return "\n".join([*lines, f"{len(outcomes)} runs; to do: about {known / 60:.1f} min{rest}", ""])
 
 
 def _plan(name: str, verb: str) -> Plan:

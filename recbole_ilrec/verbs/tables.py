@@ -15,13 +15,13 @@ from recbole_ilrec.evaluation.topk import hit_and_ndcg
 from recbole_ilrec.metrics.rank_metrics import POLICIES
 from recbole_ilrec.report.costs import total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
+from recbole_ilrec.report.runs import COUNTS, counts_line, metric_label
 from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
 from recbole_ilrec.verbs.archive import places_in_test
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
 
 Outcomes = Mapping[PlannedRun, Outcome]
-_NAMES = {"hit": "Hit", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "map": "MAP"}
 _COSTS = {
     "time": ("Time (min)", 1),
     "epochs": ("Epochs", 0),
@@ -84,8 +84,7 @@ def _head(plan: Plan, columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
 
 def metric_name(metric: str) -> str:
     """``ndcg@10`` as ``NDCG@10``; costs with their unit."""
-    name, at, k = metric.partition("@")
-    return _COSTS[metric][0] if metric in _COSTS else f"{_NAMES.get(name, name)}{at}{k}"
+    return _COSTS[metric][0] if metric in _COSTS else metric_label(metric)
 
 
 def _line(grid: Grid, row: Row, columns: Sequence[Column], outcomes: Outcomes, notes: list[str]) -> Line:
@@ -192,10 +191,7 @@ def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tup
 
 
 def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool) -> str:
-    seeds = ", ".join(map(str, plan.seeds))
-    spread = f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
-    parts = [f"{plan.title}.", f"Test part; {spread}."]
-    parts[:0] = [QUICK] if quick else []
+    parts = [f"Test part; {spread(plan)}."]
     certificates = [record["evaluation"] for record in records]
     masked = {certificate["history_masked"] for certificate in certificates}
     policies = sorted({str(c["collisions"]) for c in certificates if c["collisions"] != "torch.topk"})
@@ -207,10 +203,20 @@ def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick
     parts.append("Best bold, second underlined within a block.")
     if tests:
         parts.append(f"{MARK}: better than the best other line of the block ({TEST}, Holm over {tests}, p < {ALPHA}).")
-    codes = {certificate["code"] for certificate in certificates}
-    if len(codes) > 1:
-        parts.append(f"The numbers were made by {len(codes)} versions of the code.")
-    return " ".join(parts)
+    return framed(plan, records, parts, quick)
+
+
+def spread(plan: Plan) -> str:
+    """Over which seeds the numbers are means."""
+    seeds = ", ".join(map(str, plan.seeds))
+    return f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
+
+
+def framed(plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str], quick: bool) -> str:
+    """What is said of numbers between the plan's title and by how many versions of the code they were made."""
+    codes = {record["evaluation"]["code"] for record in records}
+    versions = [f"The numbers were made by {len(codes)} versions of the code."] if len(codes) > 1 else []
+    return " ".join([*([QUICK] if quick else []), f"{plan.title}.", *said, *versions])
 
 
 # ---- other tables
@@ -241,20 +247,16 @@ def _printed_caption(plan: Plan) -> str:
     return f"{plan.title}: the numbers printed in the paper. None of them was made here."
 
 
-COUNTS = ("users", "items", "interactions", "sparsity")
-
-
 def datasets_table(grid: Grid, experiments: Experiments) -> Table:
     """Counts of the datasets as RecBole gives them, with ``[PAD]`` (the paper's Table 3)."""
     lines, notes = [], []
     for name in grid.plan.datasets:
         try:
             data = SequenceDataset(experiments.config(PlannedRun("SASRec", name, grid.given)))
-            texts = [f"{data.user_num:,}", f"{data.item_num:,}", f"{data.inter_num:,}", f"{data.sparsity:.2%}"]
+            lines.append(counts_line(name, data.counts()))
         except UserError as error:
-            texts = ["failed"] * len(COUNTS)
+            lines.append(Line(name, (Cell(text="failed"),) * len(COUNTS)))
             notes.append(f"Failed: {name}: {error}")
-        lines.append(Line(name, tuple(Cell(text=text) for text in texts)))
     caption = f"{grid.plan.title}. Users and items as RecBole counts them, each with [PAD]."
     return Table(grid.plan.name, caption, (COUNTS,), (("", tuple(lines)),), tuple(notes))
 

@@ -1,0 +1,282 @@
+"""Tables over run records: what came out, under which conditions, at which cost, on which data.
+
+Knows plain values only.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recbole_ilrec.report.costs import SECONDS, seconds_before, total
+from recbole_ilrec.report.statistics import mean_and_deviation
+from recbole_ilrec.report.table import Cell, Line, Table, marked
+from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
+
+METRICS = {"hit": "Hit", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "map": "MAP"}
+"""RecBole's names of metrics -> as they are written."""
+COUNTS = ("users", "items", "interactions", "sparsity")
+_SHOWN = 5
+"""Settings named in the label of a line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        number: by which the page calls it, from 1.
+        record: as :mod:`recbole_ilrec.report.record` left it.
+        settings: what decides its outcome, dotted name -> value, without the seed.
+        history: lines of losses and validations; empty when none were kept.
+    """
+
+    number: int
+    record: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """How lists call it."""
+        return f"{self.number} {self.record['model']}"
+
+    @property
+    def certificate(self) -> Mapping[str, Any]:
+        """What its numbers are numbers of; empty where the record does not say."""
+        return self.record.get("evaluation") or {}
+
+
+def metric_label(metric: str) -> str:
+    """``ndcg@10`` as ``NDCG@10``."""
+    name, at, k = metric.partition("@")
+    return f"{METRICS.get(name, name)}{at}{k}"
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Each metric once, those of a kind together, short lists first."""
+
+    def place(metric: str) -> tuple[str, int]:
+        name, _, k = metric.partition("@")
+        return name, int(k) if k.isdecimal() else 0
+
+    return sorted(set(metrics), key=place)
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+def deciding(record: Mapping[str, Any], free: Iterable[str]) -> dict[str, Any]:
+    """The settings of a record that decide the outcome, without the seed.
+
+    Args:
+        record: one line.
+        free: names of settings that change nothing, dotted where they are in a section.
+    """
+    left_out = {*free, *FLAT_KEYS, "seed", "model", "dataset"}
+    own = {
+        key: value
+        for key, value in record.get("config", {}).items()
+        if key not in left_out and key.partition(".")[0] not in SECTIONS
+    }
+    settings = flat({**own, **(record.get("settings") or {})})
+    return {key: value for key, value in settings.items() if key not in left_out}
+
+
+def conditions(record: Mapping[str, Any]) -> str:
+    """Under which conditions the test numbers came about: numbers are comparable where they are the same."""
+    certificate = record.get("evaluation")
+    if not certificate:
+        return "No certificate in the record: made by an earlier version"
+    test = certificate.get("test")
+    parts = ["no ranks kept" if not test else f"{test['rows_evaluated']:,} of {test['rows_in_split']:,} test rows"]
+    if test and test["limited_by"]:
+        parts[0] += f" ({test['limited_by']})"
+    parts.append(f"items of the history {'left out' if certificate['history_masked'] else 'kept'}")
+    parts.append(f"ranked among {_among(certificate['candidates'])}")
+    return ", ".join([*parts, f"data {certificate['data'][:8]}"])
+
+
+def _among(candidates: Any) -> str:
+    if isinstance(candidates, Mapping):
+        candidates = candidates.get("test", f"{candidates.get('count', '?')} {candidates.get('lists', '')} candidates")
+    return "all items" if candidates == "full" else str(candidates)
+
+
+def results_tables(runs: Sequence[Run]) -> list[Table]:
+    """One table a dataset: a line a configuration with its mean over seeds, a block for what is comparable."""
+    by_dataset: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_dataset[run.record["dataset"]].append(run)
+    return [_results(name, some) for name, some in sorted(by_dataset.items())]
+
+
+def _results(dataset: str, runs: Sequence[Run]) -> Table:
+    metrics = in_order(metric for run in runs for metric in run.record["result"]["test_result"])
+    blocks: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        same = json.dumps([run.record["model"], run.settings], sort_keys=True)
+        blocks[conditions(run.record)][same].append(run)
+    labels = _labels(list({key: some for groups in blocks.values() for key, some in groups.items()}.values()))
+    done = [
+        (label, marked([_line(labels[some[0].number], some, metrics) for some in groups.values()]))
+        for label, groups in sorted(blocks.items())
+    ]
+    head = (*map(metric_label, metrics), "Ties", "Seeds", "Runs")
+    caption = (
+        f"{dataset}: test metrics, mean ± sample standard deviation over the seeds listed. A line names the settings "
+        "that most lines of its model do not have. Best bold, second underlined among lines of the same conditions; "
+        "other lines are not comparable. Ties: how items that share an "
+        "identifier or a score are ranked."
+    )
+    return Table(f"results-{dataset}", caption, (head,), tuple(done))
+
+
+def _line(label: str, runs: Sequence[Run], metrics: Sequence[str]) -> Line:
+    """One number a seed: of several runs with the same seed, the newest."""
+    newest = {run.record["seed"]: run for run in sorted(runs, key=lambda run: run.record.get("finished", ""))}
+    seeds = sorted(newest)
+    cells = [_mean(metric, [newest[seed].record for seed in seeds]) for metric in metrics]
+    ties = sorted({str(run.certificate.get("collisions", "-")) for run in runs})
+    numbers = ", ".join(str(newest[seed].number) for seed in seeds)
+    texts = (", ".join(ties), ", ".join(map(str, seeds)), numbers)
+    return Line(label, (*cells, *(Cell(text=text) for text in texts)))
+
+
+def _mean(metric: str, records: Sequence[Mapping[str, Any]]) -> Cell:
+    values = [record["result"]["test_result"].get(metric) for record in records]
+    if any(value is None for value in values):
+        return Cell(text="n/a")
+    numbers = tuple(float(value) for value in values if value is not None)
+    return Cell(numbers, *mean_and_deviation(numbers))
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> dict[int, str]:
+    """Number of the first run of a group -> its model, and its settings that most groups of the model do not have."""
+    by_model: dict[str, list[Run]] = defaultdict(list)
+    for group in groups:
+        by_model[group[0].record["model"]].append(group[0])
+    labels = {}
+    for model, runs in by_model.items():
+        shared = set.intersection(*(set(run.settings) for run in runs))
+        telling = [key for key in sorted(shared) if len({json.dumps(run.settings[key]) for run in runs}) > 1]
+        usual = {key: _usual([json.dumps(run.settings[key]) for run in runs]) for key in telling}
+        for run in runs:
+            own = [key for key in telling if json.dumps(run.settings[key]) != usual[key]]
+            named = [f"{key}={run.settings[key]}" for key in own[:_SHOWN]]
+            more = [f"and {len(own) - _SHOWN} more"] if len(own) > _SHOWN else []
+            labels[run.number] = ", ".join([model, *named, *more])
+    return labels
+
+
+def _usual(values: Sequence[str]) -> str | None:
+    """The value that more of them have than any other."""
+    (first, most), *others = Counter(values).most_common()
+    return None if others and others[0][1] == most else first
+
+
+def list_of_runs(runs: Sequence[Run]) -> Table:
+    """Every run on a line of its own, newest first."""
+    metrics = in_order(metric for run in runs for metric in run.record["result"]["test_result"])
+    lines = []
+    for run in sorted(runs, key=lambda run: run.record.get("finished", ""), reverse=True):
+        record = run.record
+        test = [_mean(metric, [record]) for metric in metrics]
+        certificate = run.certificate
+        rows = certificate.get("test", {}).get("rows_evaluated")
+        about = (record["dataset"], record["seed"], record.get("finished", "-")[:16].replace("T", " "))
+        history = {True: "left out", False: "kept", None: "-"}[certificate.get("history_masked")]
+        where = ("-" if rows is None else f"{rows:,}", history, certificate.get("run", "-"))
+        texts = [Cell(text=str(text)) for text in about], [Cell(text=str(text)) for text in where]
+        lines.append(Line(run.name, (*texts[0], *test, *texts[1])))
+    head = ("Dataset", "Seed", "Finished (UTC)", *map(metric_label, metrics), "Test rows", "History", "Certificate")
+    caption = "All runs, newest first; the number leads to the run, its certificate and its cost. Test metrics."
+    return Table("runs", caption, (head,), (("", tuple(lines)),))
+
+
+def costs_table(runs: Sequence[Run]) -> Table:
+    """What each run cost as a whole, work done for it by earlier processes included."""
+    lines = []
+    for run in runs:
+        record, stages = run.record, run.record.get("stages", {})
+        wall = record["wall_seconds"] + seconds_before(stages)
+        before = sum(entry.get("earlier", {}).get("cpu_seconds", 0.0) for entry in stages.values())
+        numbers: list[tuple[float | None, int]] = [
+            (wall / 60, 1),
+            ((record["cpu_seconds"] + before) / 60, 1),
+            (total(stages, "epochs") if stages else None, 1),
+            (record["peak_memory_mb"] / 1000, 2),
+            (_divided(record.get("peak_gpu_memory_mb"), 1000), 2),
+            (_divided(record.get("parameters"), 1e6), 3),
+        ]
+        cells = [Cell(text="-") if n is None else Cell((n,), n, digits=digits) for n, digits in numbers]
+        lines.append(Line(run.name, (*cells, Cell(text=str(record.get("threads", "-"))))))
+    head = ("Wall (min)", "CPU (min)", "Epochs", "Memory (GB)", "GPU memory (GB)", "Parameters (M)", "Threads")
+    caption = (
+        "Cost of each run: wall-clock and CPU time with stages that earlier processes did for it, greatest resident "
+        "memory of its process, parameters trained."
+    )
+    return Table("costs", caption, (head,), (("", tuple(lines)),))
+
+
+def _divided(value: float | None, by: float) -> float | None:
+    return None if value is None else value / by
+
+
+def stages_table(record: Mapping[str, Any]) -> Table | None:
+    """Seconds of each stage of a run; ``None`` where the record has none."""
+    lines = []
+    for path, entry in record.get("stages", {}).items():
+        sources = (entry, entry.get("earlier", {}))
+        times = [source.get(key) for source in sources for key in SECONDS]
+        cells = [Cell(text="-") if t is None else Cell((t,), t, digits=1) for t in times]
+        counts = {k: v for k, v in entry.items() if k not in (*SECONDS, "earlier")}
+        text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in counts.items())
+        lines.append(Line(path.replace("/", " / "), (*cells, Cell(text=text or "-"))))
+    if not lines:
+        return None
+    head = (("This process", "This process", "Earlier", "Earlier", ""), ("wall (s)", "CPU (s)") * 2 + ("counted",))
+    caption = "Stages; one inside another is part of it. Earlier: before an interruption, or shared by several runs."
+    return Table("stages", caption, head, (("", tuple(lines)),))
+
+
+def policies_table(run: Run) -> Table | None:
+    """Metrics of both splits under every rule for ties; ``None`` without a certificate."""
+    splits = {split: run.certificate.get(split) for split in ("valid", "test")}
+    blocks, metrics = [], list[str]()
+    for split, part in splits.items():
+        if part:
+            metrics = in_order([*metrics, *next(iter(part["policies"].values()))])
+            rows = f"{part['rows_evaluated']:,} of {part['rows_in_split']:,} rows, {part['users_evaluated']:,} users"
+            limit = f", limited by {part['limited_by']}" if part["limited_by"] else ""
+            found = f"{part['found']:.1%} of true items in the list, {part['tied']:.1%} tied"
+            lines = [
+                Line(policy, tuple(Cell((n[m],), n[m]) if m in n else Cell(text="n/a") for m in metrics))
+                for policy, n in part["policies"].items()
+            ]
+            blocks.append((f"{'Validation' if split == 'valid' else 'Test'}: {rows}{limit}; {found}", tuple(lines)))
+    if not blocks:
+        return None
+    caption = "Certificate: metrics by the rule for items that share an identifier or a score."
+    return Table("certificate", caption, (tuple(map(metric_label, metrics)),), tuple(blocks))
+
+
+def datasets_table(runs: Sequence[Run]) -> Table | None:
+    """Counts of the datasets as the paper's Table 3 gives them; ``None`` where no record has them."""
+    found = {run.record["dataset"]: run.record["data"] for run in runs if run.record.get("data")}
+    if not found:
+        return None
+    lines = [counts_line(name, data) for name, data in sorted(found.items())]
+    return Table("data", "Users and items as RecBole counts them, each with [PAD].", (COUNTS,), (("", tuple(lines)),))
+
+
+def counts_line(dataset: str, counts: Mapping[str, float]) -> Line:
+    """A line of :data:`COUNTS`."""
+    texts = (f"{counts[key]:.2%}" if key == "sparsity" else f"{counts[key]:,}" for key in COUNTS)
+    return Line(dataset, tuple(Cell(text=text) for text in texts))

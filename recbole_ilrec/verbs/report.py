@@ -1,0 +1,162 @@
+"""``recbole-ilrec report``: what runs left, as one HTML page."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole_ilrec.configuration.arguments import Arguments
+from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.preparation.files import require_writable, write_atomically
+
+if TYPE_CHECKING:
+    from recbole_ilrec.report.figure import Picture
+    from recbole_ilrec.report.runs import Run
+    from recbole_ilrec.report.table import Table
+
+HELP = """usage: recbole-ilrec report [RECORDS ...] [--checkpoint_dir=saved] [--out=report.html] [--title=TEXT]
+
+Writes one HTML file that needs no network: results by dataset with their conditions, the tables and figures that were
+asked for, every run with its certificate, curves and cost, facts of the data, versions and commands. Makes no run.
+
+  RECORDS                    files of records (records.jsonl) in place of those below --checkpoint_dir
+  --checkpoint_dir=saved     where runs and their records are
+  --out=report.html          the file; one that is no such page is never overwritten
+  --title=TEXT               heading of the page
+
+docs/report.md says what stands where.
+"""
+
+_HEAD = 4096
+"""Characters of a file that tell whether it is a page of ours."""
+
+logger = logging.getLogger(__name__)
+
+
+def report(arguments: Arguments) -> int:
+    """The verb ``report``."""
+    out = Path(str(arguments.take("out", "report.html")))
+    title = str(arguments.take("title", "Results"))
+    given = arguments.take("checkpoint_dir")
+    root = Path("saved" if given is None else str(given))
+    if arguments.options:
+        raise unknown_name("option of report", next(iter(arguments.options)), ["checkpoint_dir", "out", "title"])
+    _check_target(out)
+    from recbole_ilrec.runtime.compat import require_recbole
+
+    require_recbole()
+    from recbole_ilrec import __version__
+    from recbole_ilrec.report.page import Content, page
+    from recbole_ilrec.verbs.experiments import record_files
+
+    files = [Path(word) for word in arguments.words]
+    below = given is not None or not files
+    files += record_files(root) if below else []
+    runs, missing = read_runs(files)
+    if not runs:
+        where = ", ".join(map(str, arguments.words)) or f"below --checkpoint_dir={root}"
+        raise UserError(f"There is no record of a run in {where}: make one with recbole-ilrec run, or name its file.")
+    asked, gone = _asked(root) if below else ([], [])
+    missing += gone + (_unfinished(root, runs) if below else [])
+    content = Content(
+        title=title,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=runs,
+        asked=asked,
+        missing=missing,
+        sources=[str(root)] if below and not arguments.words else [*map(str, arguments.words)],
+        version=__version__,
+    )
+    text = page(content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(out) as stream:
+        stream.write(text)
+    sys.stdout.write(f"{out}: {len(runs)} runs\n")
+    return 0
+
+
+def _check_target(out: Path) -> None:
+    """Refuse, before the work, a path that cannot be written or holds something else."""
+    from recbole_ilrec.report.page import is_page
+
+    if out.is_dir():
+        raise UserError(f"out={out} is a folder: give the path of a file, e.g. --out={out / 'report.html'}.")
+    if out.exists():
+        with out.open(encoding="utf-8", errors="replace") as stream:
+            if not is_page(stream.read(_HEAD)):
+                raise UserError(f"out={out} exists and is no report: choose another path, or remove it yourself.")
+    require_writable(out.parent, f"out={out}")
+
+
+def read_runs(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
+    """The runs of some files, the oldest first, each line once; and what could not be read beside them.
+
+    Raises:
+        UserError: no such file, or one that holds no records.
+    """
+    from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, OUTCOME_FREE
+    from recbole_ilrec.report.runs import Run, deciding
+    from recbole_ilrec.verbs.experiments import records_of
+
+    free = {*OUTCOME_FREE, *(f"train.{name}" for name in (*HOW_OFTEN_SAVED["train"], "layer_losses"))}
+    found: dict[str, tuple[dict[str, Any], Path]] = {}
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"There is no file {file}: give files of records, e.g. saved/records.jsonl.")
+        for record in records_of(file):
+            found.setdefault(json.dumps(record, sort_keys=True), (record, file))
+    runs: list[Run] = []
+    missing: list[str] = []
+    for record, file in sorted(found.values(), key=lambda pair: str(pair[0].get("finished", ""))):
+        history, problem = _history(record, file)
+        missing += [problem] if problem else []
+        runs.append(Run(len(runs) + 1, record, deciding(record, free), history))
+    return runs, missing
+
+
+def _history(record: dict[str, Any], file: Path) -> tuple[list[dict[str, Any]], str]:
+    """Lines of a run's history, or why there are none. Its folder lies beside its record, wherever both were moved."""
+    from recbole_ilrec.runtime.history import read_history
+
+    given = record.get("folder")
+    if not given:
+        return [], ""
+    places = [file.parent / Path(given).name, Path(given)]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        return (
+            [],
+            f"The folder of {record['model']} on {record['dataset']}, {given}, is gone: no losses.",
+        )
+    try:
+        return [line for line in read_history(folder) if isinstance(line, dict)], ""
+    except (ValueError, KeyError) as error:
+        return [], f"The history in {folder} cannot be read: {error}."
+
+
+def _asked(root: Path) -> "tuple[list[tuple[Table, Picture | None]], list[str]]":
+    """Tables and figures that were asked for, from the runs there are; and what could not be shown of them."""
+    from recbole_ilrec.report.results import read_records
+    from recbole_ilrec.verbs.experiments import ASKED, PLANNED
+    from recbole_ilrec.verbs.table import asked_before
+
+    path = root / PLANNED / ASKED
+    calls = {json.dumps(call, sort_keys=True): call for call in read_records(path)} if path.is_file() else {}
+    shown, gone = [], []
+    for call in calls.values():
+        try:
+            shown.append(asked_before(call, root))
+        except UserError as error:
+            gone.append(f"Not shown, {call['verb']} {' '.join(call['words'])}: {error}")
+    return shown, gone
+
+
+def _unfinished(root: Path, runs: "Sequence[Run]") -> list[str]:
+    """Folders of runs without a record."""
+    named = {Path(run.record["folder"]).name for run in runs if run.record.get("folder")}
+    marks = [*root.glob("*/run.json"), *root.glob("planned/*/*/run.json")]
+    left = sorted(mark.parent.name for mark in marks if mark.parent.name not in named)
+    return [f"{name} left no record: interrupted, failed, not saved, or still at work." for name in left]
