@@ -34,7 +34,9 @@ def measurements(quick: bool) -> Iterator[tuple[str, dict[str, Any], dict[str, f
     for items in (10**4, 10**5, 10**6) + (() if quick else (10**7,)):
         yield "trie", {"items": items}, json.loads(in_child("--trie", str(items)))
     yield "Eq. 10", {"items": 10**5 if quick else 10**6}, search.rewards(10**5 if quick else 10**6)
-    yield "search", {"users": 16, "items": 5000, "beams": 20}, search.beams(16, 5000, 20, rounds)
+    for users, length in ((16, 60),) + (() if quick else ((64, 33),)):
+        what = {"users": users, "prompt tokens": length, "items": 5000, "beams": 20}
+        yield "search", what, search.beams(users, length, 5000, 20, 3)
     yield "start", {"what": "import recbole_ilrec"}, {"s": child_seconds("-c", "import recbole_ilrec")}
     yield "start", {"what": "--help"}, {"s": child_seconds("-m", "recbole_ilrec", "--help")}
 

@@ -47,15 +47,18 @@ def rewards(items: int) -> dict[str, float]:
     return {"ms a target": 1e3 * spent["rewards"]["seconds"] / 8}
 
 
-def beams(users: int, items: int, width: int, rounds: int) -> dict[str, float]:
-    """Our search beside the library's, on the same weights; both must find the same identifiers."""
+def beams(users: int, length: int, items: int, width: int, rounds: int) -> dict[str, float]:
+    """Our search beside the library's, on the same weights; both must find the same identifiers.
+
+    ``length`` tokens a prompt: Instrument has 33 in the mean.
+    """
     names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(32)]
     backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
     first = backbone.tokenizer.convert_tokens_to_ids(names[0])
     chance = np.random.default_rng(0)
     codes = np.unique(chance.integers(32, size=(items, LEVELS)), axis=0) + 32 * np.arange(LEVELS) + first
     catalog = Catalog([tuple(row) for row in codes.tolist()], None)
-    prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, 60)))
+    prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, length)))
     mask, found = torch.ones_like(prompts, dtype=torch.bool), {}
 
     def allowed(_batch: int, ids: torch.Tensor) -> list[int]:

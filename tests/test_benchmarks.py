@@ -14,7 +14,7 @@ def test_steps_of_both_kinds_of_rows_are_timed(monkeypatch):
 
 
 def test_our_search_finds_the_beams_of_the_library():
-    assert search.beams(users=2, items=40, width=4, rounds=1)["same beams"] >= 0.75
+    assert search.beams(users=2, length=9, items=40, width=4, rounds=1)["same beams"] >= 0.75
 
 
 def test_trie_and_rewards_are_timed_and_shown():

@@ -81,7 +81,7 @@ class FastAttention(LlamaAttention):
     for queries and keys alike, which leaves the products of queries with keys as they were.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
@@ -120,7 +120,7 @@ class FastLayer(LlamaDecoderLayer):
 
     dropout: float
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """See ``transformers``."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = self._added(hidden_states, attended)
