@@ -81,10 +81,12 @@ CASES = {
 weights, as in its 1B model."""
 
 
-def step(backbone: Backbone, case: Case, kind: str, name: str, share: float) -> Callable[[], None]:
+def step(
+    backbone: Backbone, case: Case, kind: str, name: str, share: float, k: int = ILRecSettings().k
+) -> Callable[[], None]:
     """A callable that does one step."""
     batch = case.batch(kind)
-    objective = build_objective(name, ILRecSettings(cpd_share=share))
+    objective = build_objective(name, ILRecSettings(cpd_share=share, k=k))
     legal, source = case.legal(batch), torch.Generator().manual_seed(0)
 
     def run() -> None:

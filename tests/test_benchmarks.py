@@ -1,6 +1,6 @@
 """The benchmarks run and compare like with like; their numbers are not tested here."""
 
-from benchmarks import search, steps
+from benchmarks import growth, search, steps
 from benchmarks.__main__ import table
 from benchmarks.measure import paired
 
@@ -28,3 +28,18 @@ def test_trie_and_rewards_are_timed_and_shown():
 
 def test_the_first_of_a_pair_is_what_the_others_are_measured_by():
     assert paired({"a": lambda: sum(range(20_000)), "b": lambda: None}, rounds=3)["a"]["ratio"] == 1
+
+
+def test_curves_are_drawn_of_what_was_measured(tmp_path):
+    case = steps.Case(vocab=50, hidden=16, layers=4, rows=2, length=9)
+    point = growth.step_ms(case, {"ILRec": 1}, rounds=1)
+    assert set(point) == {"SFT", "ILRec"} and min(point.values()) > 0
+    searched = search.World(2, 9, 40).search_ms(4, rounds=1)
+    found = {"Step: rows": {2: point, 4: point}, "Search: beams": {4: searched}}
+    assert {path.name for path in growth.figure(found, tmp_path, "made up")} == {"growth.png", "growth.svg"}
+
+
+def test_the_floor_of_a_step_counts_products():
+    case = steps.Case(vocab=8, hidden=4, layers=1, rows=1, intermediate=0, length=8)
+    assert case.floor("sequence", share=0.0, k=2) == 1 + 32 / (3 * (64 + 32))  # the ensemble's product alone
+    assert case.floor("sequence", share=1.0, k=2) == 1 + 7 * 32 / (3 * (64 + 32))
