@@ -1,6 +1,6 @@
 """``python -m benchmarks [--quick]``: a JSON line for each measurement and the table ``benchmarks/RESULTS.md``.
 
-``--curves`` draws ``benchmarks/figures/growth.png`` and ``.svg`` instead, from the lines of ``growth.jsonl``.
+``--curves`` draws ``step`` and ``search`` in ``benchmarks/figures`` instead (PNG, SVG) and writes ``growth.jsonl``.
 
 CPU time on one thread throughout, so a busy machine moves the numbers little; ratios are of alternating runs.
 """
@@ -97,7 +97,7 @@ def _curves(folder: Path, rounds: int) -> None:
     facts = machine()
     about = f"CPU time on one thread, median of {rounds}; tiny, all positions supervised, cpd_share 0.25, k 2; "
     searched = "search of 64 users, prompts of 33 tokens, 5,000 items, 20 beams. "
-    growth.figure(found, folder / "figures", f"{about}{searched}{facts['processor']}, commit {facts['commit']}.")
+    growth.figures(found, folder / "figures", f"{about}{searched}{facts['processor']}, commit {facts['commit']}.")
 
 
 def _say(value: Any) -> None:

@@ -9,7 +9,7 @@ from benchmarks.search import World
 from benchmarks.steps import CASES, Case, step
 from recbole_ilrec.report.figure import Panel, Picture, Series, draw
 
-Points = dict[float, dict[str, float]]
+Points = dict[float | str, dict[str, float]]
 """Size -> milliseconds by name."""
 
 TINY = CASES[1_000]
@@ -33,20 +33,24 @@ def curves(rounds: int = ROUNDS) -> Iterator[tuple[str, Points]]:
     """What grows, and the milliseconds of a step, or of a user's search, at each size."""
     for title, cases in SEQUENCE.items():
         yield f"Step: {title}", {n: step_ms(case, {"ILRec": 2}, rounds) for n, case in cases.items()}
-    yield "Step: candidate layers k", {k: step_ms(TINY, {"ILRec": k}, rounds) for k in KS}
+    yield "Step: candidate layers k", {str(k): step_ms(TINY, {"ILRec": k}, rounds) for k in KS}
     world = World(64, 33, 5_000)
     yield "Search: beams", {n: world.search_ms(n, rounds) for n in BEAMS}
-    yield "Search: items", {n: World(64, 33, n).search_ms(20, rounds) for n in ITEMS}
+    yield "Search: items", {f"{n:,}": World(64, 33, n).search_ms(20, rounds) for n in ITEMS}
 
 
-def figure(found: Mapping[str, Points], folder: Path, caption: str) -> list[Path]:
-    """The curves side by side as ``growth.png`` and ``growth.svg``."""
-    panels = []
-    for title, points in found.items():
-        names = list(next(iter(points.values())))
-        series = [
-            Series(name, tuple(points), tuple(point[name] for point in points.values()), (0.0,) * len(points))
-            for name in names
-        ]
-        panels.append(Panel(title, "ms a user" if title.startswith("Search") else "ms", tuple(series)))
-    return draw(Picture("growth", "curves", caption, "", tuple(panels)), folder)
+def figures(found: Mapping[str, Points], folder: Path, caption: str) -> list[Path]:
+    """The curves of steps and those of searches side by side, as ``step.png``, ``search.png`` and the same in SVG."""
+    written = []
+    for name, unit in (("Step", "ms"), ("Search", "ms a user")):
+        panels = [_panel(title, unit, points) for title, points in found.items() if title.startswith(name)]
+        picture = Picture(name.lower(), "curves", caption, "", tuple(panels), from_zero=True)
+        written += draw(picture, folder) if panels else []
+    return written
+
+
+def _panel(title: str, unit: str, points: Points) -> Panel:
+    names = next(iter(points.values()))
+    nothing = (0.0,) * len(points)
+    lines = {name: tuple(point[name] for point in points.values()) for name in names}
+    return Panel(title, unit, tuple(Series(name, tuple(points), line, nothing) for name, line in lines.items()))

@@ -36,7 +36,8 @@ def test_curves_are_drawn_of_what_was_measured(tmp_path):
     assert set(point) == {"SFT", "ILRec"} and min(point.values()) > 0
     searched = search.World(2, 9, 40).search_ms(4, rounds=1)
     found = {"Step: rows": {2: point, 4: point}, "Search: beams": {4: searched}}
-    assert {path.name for path in growth.figure(found, tmp_path, "made up")} == {"growth.png", "growth.svg"}
+    names = {path.name for path in growth.figures(found, tmp_path, "made up")}
+    assert names == {"step.png", "step.svg", "search.png", "search.svg"}
 
 
 def test_the_floor_of_a_step_counts_products():

@@ -51,6 +51,7 @@ class Picture:
     Attributes:
         kind: ``lines``, ``curves`` (the same, over numbers) or ``bars``.
         caption: said below the panels, so that the picture cannot be parted from it.
+        from_zero: begin the heights at 0, where what is shown is a size.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Picture:
     caption: str
     x_label: str
     panels: tuple[Panel, ...]
+    from_zero: bool = False
 
 
 def draw(picture: Picture, folder: Path) -> list[Path]:
@@ -82,6 +84,8 @@ def draw(picture: Picture, folder: Path) -> list[Path]:
             axes.set(title=panel.title, ylabel=panel.y_label, xlabel=picture.x_label)
             axes.grid(axis="y", linewidth=0.4, alpha=0.5)
             axes.set_axisbelow(True)
+            if picture.from_zero:
+                axes.set_ylim(bottom=0)
         for axes in grid[len(picture.panels) :]:
             axes.remove()
         handles, labels = grid[0].get_legend_handles_labels()
