@@ -85,7 +85,7 @@ def draw(picture: Picture, folder: Path) -> list[Path]:
             axes.grid(axis="y", linewidth=0.4, alpha=0.5)
             axes.set_axisbelow(True)
             if picture.from_zero:
-                axes.set_ylim(bottom=0)
+                axes.set_ylim(0, 1.06 * axes.dataLim.y1)
         for axes in grid[len(picture.panels) :]:
             axes.remove()
         handles, labels = grid[0].get_legend_handles_labels()
