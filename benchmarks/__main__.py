@@ -1,5 +1,7 @@
 """``python -m benchmarks [--quick]``: a JSON line for each measurement and the table ``benchmarks/RESULTS.md``.
 
+``--curves`` draws ``step`` and ``search`` in ``benchmarks/figures`` instead (PNG, SVG) and writes ``growth.jsonl``.
+
 CPU time on one thread throughout, so a busy machine moves the numbers little; ratios are of alternating runs.
 """
 
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import search, steps
+from benchmarks import growth, search, steps
 from benchmarks.measure import child_seconds, in_child
 from recbole_ilrec.report.record import machine
 
@@ -34,7 +36,9 @@ def measurements(quick: bool) -> Iterator[tuple[str, dict[str, Any], dict[str, f
     for items in (10**4, 10**5, 10**6) + (() if quick else (10**7,)):
         yield "trie", {"items": items}, json.loads(in_child("--trie", str(items)))
     yield "Eq. 10", {"items": 10**5 if quick else 10**6}, search.rewards(10**5 if quick else 10**6)
-    yield "search", {"users": 16, "items": 5000, "beams": 20}, search.beams(16, 5000, 20, rounds)
+    for users, length in ((16, 60),) + (() if quick else ((64, 33),)):
+        what = {"users": users, "prompt tokens": length, "items": 5000, "beams": 20}
+        yield "search", what, search.beams(users, length, 5000, 20, 3)
     yield "start", {"what": "import recbole_ilrec"}, {"s": child_seconds("-c", "import recbole_ilrec")}
     yield "start", {"what": "--help"}, {"s": child_seconds("-m", "recbole_ilrec", "--help")}
 
@@ -60,6 +64,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes only, a minute or two")
+    parser.add_argument("--curves", action="store_true", help="how steps and searches grow, as a figure; two minutes")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--trie", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.jsonl and RESULTS.md")
@@ -72,12 +77,27 @@ def main() -> None:
     if options.trie:
         _say(search.trie(options.trie))
         return
+    if options.curves:
+        _curves(options.output, 2 if options.quick else 5)
+        return
     lines: list[dict[str, Any]] = []
     for name, of, numbers in measurements(options.quick):
         lines.append({"name": name, "of": of, "numbers": numbers, "device": "cpu, one thread", **machine()})
         _say(lines[-1])
         (options.output / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (options.output / "RESULTS.md").write_text(table(lines))
+
+
+def _curves(folder: Path, rounds: int) -> None:
+    found = {}
+    for title, points in growth.curves(rounds):
+        found[title] = points
+        _say({title: points})
+    (folder / "growth.jsonl").write_text("".join(json.dumps({title: points}) + "\n" for title, points in found.items()))
+    facts = machine()
+    about = f"CPU time on one thread, median of {rounds}; tiny, all positions supervised, cpd_share 0.25, k 2; "
+    searched = "search of 64 users, prompts of 33 tokens, 5,000 items, 20 beams. "
+    growth.figures(found, folder / "figures", f"{about}{searched}{facts['processor']}, commit {facts['commit']}.")
 
 
 def _say(value: Any) -> None:

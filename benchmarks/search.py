@@ -47,45 +47,61 @@ def rewards(items: int) -> dict[str, float]:
     return {"ms a target": 1e3 * spent["rewards"]["seconds"] / 8}
 
 
-def beams(users: int, items: int, width: int, rounds: int) -> dict[str, float]:
-    """Our search beside the library's, on the same weights; both must find the same identifiers."""
-    names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(32)]
-    backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
-    first = backbone.tokenizer.convert_tokens_to_ids(names[0])
-    chance = np.random.default_rng(0)
-    codes = np.unique(chance.integers(32, size=(items, LEVELS)), axis=0) + 32 * np.arange(LEVELS) + first
-    catalog = Catalog([tuple(row) for row in codes.tolist()], None)
-    prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, 60)))
-    mask, found = torch.ones_like(prompts, dtype=torch.bool), {}
+class World:
+    """A small random model, a catalogue of ``items`` and prompts of ``users``, of ``length`` tokens each."""
 
-    def allowed(_batch: int, ids: torch.Tensor) -> list[int]:
-        node = torch.zeros(1, dtype=torch.long)
-        for token in ids[prompts.shape[1] :]:
-            node = catalog.trie.step(node, token[None])
-        start, count = catalog.trie.fan_out(node)
-        return catalog.trie.token[int(start) : int(start + count)].tolist()
+    def __init__(self, users: int, length: int, items: int):
+        names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(32)]
+        self.backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
+        first = self.backbone.tokenizer.convert_tokens_to_ids(names[0])
+        chance = np.random.default_rng(0)
+        codes = np.unique(chance.integers(32, size=(items, LEVELS)), axis=0) + 32 * np.arange(LEVELS) + first
+        self.catalog = Catalog([tuple(row) for row in codes.tolist()], None)
+        self.prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, length)))
+        self.mask = torch.ones_like(self.prompts, dtype=torch.bool)
 
-    def ours() -> None:
-        ranking = beam_search(backbone, catalog.trie, prompts, mask, num_beams=width)
-        found["ours"] = catalog.tokens[catalog.item_order[catalog.leaf_start[ranking.leaf]]]
+    def ours(self, width: int) -> torch.Tensor:
+        """Identifiers ``[users, width, 4]`` that the package's search finds."""
+        ranking = beam_search(self.backbone, self.catalog.trie, self.prompts, self.mask, num_beams=width)
+        return self.catalog.tokens[self.catalog.item_order[self.catalog.leaf_start[ranking.leaf]]]
 
-    def theirs() -> None:
-        out = backbone.model.generate(
-            prompts,
-            attention_mask=mask.long(),
+    def theirs(self, width: int) -> torch.Tensor:
+        """The same by the library's ``generate``."""
+        out = self.backbone.model.generate(
+            self.prompts,
+            attention_mask=self.mask.long(),
             num_beams=width,
             num_return_sequences=width,
             max_new_tokens=LEVELS,
             do_sample=False,
             eos_token_id=None,
-            prefix_allowed_tokens_fn=allowed,
+            prefix_allowed_tokens_fn=self._allowed,
         )
-        found["theirs"] = out[:, prompts.shape[1] :].view(users, width, LEVELS)
+        return out[:, self.prompts.shape[1] :].view(len(self.prompts), width, LEVELS)
 
-    spent = paired({"ours": ours, "theirs": theirs}, rounds)
+    def _allowed(self, _batch: int, ids: torch.Tensor) -> list[int]:
+        trie, node = self.catalog.trie, torch.zeros(1, dtype=torch.long)
+        for token in ids[self.prompts.shape[1] :]:
+            node = trie.step(node, token[None])
+        start, count = trie.fan_out(node)
+        return trie.token[int(start) : int(start + count)].tolist()
+
+    def search_ms(self, width: int, rounds: int) -> dict[str, float]:
+        """Milliseconds of a user's search."""
+        spent = paired({"search": lambda: self.ours(width)}, rounds)["search"]["seconds"]
+        return {"search": 1e3 * spent / len(self.prompts)}
+
+
+def beams(users: int, length: int, items: int, width: int, rounds: int) -> dict[str, float]:
+    """Our search beside the library's, on the same weights; both must find the same identifiers.
+
+    ``length`` tokens a prompt: Instrument has 33 in the mean.
+    """
+    world = World(users, length, items)
+    spent = paired({"ours": lambda: world.ours(width), "theirs": lambda: world.theirs(width)}, rounds)
     # The library renormalises after its mask, so probabilities, not the order among near ties, may differ.
-    same = np.mean([len({*map(tuple, a.tolist())} & {*map(tuple, b.tolist())}) / width
-                    for a, b in zip(found["ours"], found["theirs"], strict=True)])  # fmt: skip
+    pairs = zip(world.ours(width).tolist(), world.theirs(width).tolist(), strict=True)
+    same = np.mean([len({*map(tuple, one)} & {*map(tuple, other)}) / width for one, other in pairs])
     return {
         "users/s": users / spent["ours"]["seconds"],
         "generate users/s": users / spent["theirs"]["seconds"],

@@ -60,6 +60,17 @@ class Case:
         reward = torch.rand(count, CHILDREN, generator=source).softmax(1)
         return LegalTokens(torch.arange(count).repeat_interleave(CHILDREN), token.flatten(), reward.flatten())
 
+    def floor(self, kind: str, share: float, k: int) -> float:
+        """What ILRec's step must cost beside the baseline's by its products alone (attention left out of both).
+
+        A product forward and backward is three of like size. Beside the baseline's, ILRec has the ensemble's, forward
+        only, and those of the k students at their share of the supervised tokens.
+        """
+        positions = self.rows * self.length
+        blocks = positions * self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
+        head = self.hidden * self.vocab * (positions if kind == "sequence" else self.rows * TOKENS)
+        return 1 + (1 + 3 * k * share) * head / (3 * (blocks + head))
+
 
 CASES = {
     1_000: Case(1_000, hidden=128, layers=4, rows=20),
@@ -70,10 +81,12 @@ CASES = {
 weights, as in its 1B model."""
 
 
-def step(backbone: Backbone, case: Case, kind: str, name: str, share: float) -> Callable[[], None]:
+def step(
+    backbone: Backbone, case: Case, kind: str, name: str, share: float, k: int = ILRecSettings().k
+) -> Callable[[], None]:
     """A callable that does one step."""
     batch = case.batch(kind)
-    objective = build_objective(name, ILRecSettings(cpd_share=share))
+    objective = build_objective(name, ILRecSettings(cpd_share=share, k=k))
     legal, source = case.legal(batch), torch.Generator().manual_seed(0)
 
     def run() -> None:
@@ -92,6 +105,7 @@ def ratios(vocab: int, kind: str, share: float, rounds: int) -> dict[str, float]
     count = case.batch(kind).count
     return {
         "step ratio": spent["ilrec"]["ratio"],
+        "floor": case.floor(kind, share, ILRecSettings().layers),
         "sft tokens/s": count / spent["sft"]["seconds"],
         "ilrec tokens/s": count / spent["ilrec"]["seconds"],
     }

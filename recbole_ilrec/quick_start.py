@@ -20,6 +20,7 @@ from recbole_ilrec.report.costs import ledger, spent_on
 from recbole_ilrec.report.record import Stopwatch, append_record, machine
 from recbole_ilrec.runs.certificate import evaluation_certificate
 from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.allocator import keep_freed_memory
 from recbole_ilrec.runtime.checkpoint import resumable
 from recbole_ilrec.runtime.run_folder import AUTO, newest_run
 
@@ -100,6 +101,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     psutil.cpu_percent()  # starts the measurement that the table at the end shows
     if config["num_threads"]:
         torch.set_num_threads(int(config["num_threads"]))
+    keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
     start_logging(config)
     config["show_progress"] = config["show_progress"] and processes.is_first()

@@ -1,6 +1,6 @@
 """The benchmarks run and compare like with like; their numbers are not tested here."""
 
-from benchmarks import search, steps
+from benchmarks import growth, search, steps
 from benchmarks.__main__ import table
 from benchmarks.measure import paired
 
@@ -14,7 +14,7 @@ def test_steps_of_both_kinds_of_rows_are_timed(monkeypatch):
 
 
 def test_our_search_finds_the_beams_of_the_library():
-    assert search.beams(users=2, items=40, width=4, rounds=1)["same beams"] >= 0.75
+    assert search.beams(users=2, length=9, items=40, width=4, rounds=1)["same beams"] >= 0.75
 
 
 def test_trie_and_rewards_are_timed_and_shown():
@@ -28,3 +28,19 @@ def test_trie_and_rewards_are_timed_and_shown():
 
 def test_the_first_of_a_pair_is_what_the_others_are_measured_by():
     assert paired({"a": lambda: sum(range(20_000)), "b": lambda: None}, rounds=3)["a"]["ratio"] == 1
+
+
+def test_curves_are_drawn_of_what_was_measured(tmp_path):
+    case = steps.Case(vocab=50, hidden=16, layers=4, rows=2, length=9)
+    point = growth.step_ms(case, {"ILRec": 1}, rounds=1)
+    assert set(point) == {"SFT", "ILRec"} and min(point.values()) > 0
+    searched = search.World(2, 9, 40).search_ms(4, rounds=1)
+    found = {"Step: rows": {2: point, 4: point}, "Search: beams": {4: searched}}
+    names = {path.name for path in growth.figures(found, tmp_path, "made up")}
+    assert names == {"step.png", "step.svg", "search.png", "search.svg"}
+
+
+def test_the_floor_of_a_step_counts_products():
+    case = steps.Case(vocab=8, hidden=4, layers=1, rows=1, intermediate=0, length=8)
+    assert case.floor("sequence", share=0.0, k=2) == 1 + 32 / (3 * (64 + 32))  # the ensemble's product alone
+    assert case.floor("sequence", share=1.0, k=2) == 1 + 7 * 32 / (3 * (64 + 32))

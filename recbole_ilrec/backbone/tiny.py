@@ -1,13 +1,14 @@
 """``tiny``: a small Llama-architecture language model trained from scratch, the default that needs no download."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recbole_ilrec.backbone.base import Backbone
+from recbole_ilrec.backbone.dropout import dropout
 from recbole_ilrec.settings import BackboneSettings
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -52,8 +53,13 @@ def build_tokenizer(item_tokens: Sequence[str], texts: Sequence[str]) -> Any:
 
 
 def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Sequence[str], seed: int) -> Backbone:
-    """A fresh model; the same seed gives the same weights whatever ran before."""
+    """A fresh model; the same seed gives the same weights whatever ran before.
+
+    Llama itself has no dropout: here it is on the embeddings and on what each attention and feed-forward block adds.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from recbole_ilrec.backbone.fast_llama import hasten
 
     tokenizer = build_tokenizer(item_tokens, texts)
     config = LlamaConfig(
@@ -74,37 +80,10 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    add_dropout(model, settings.dropout)
+    hasten(model, settings.dropout)
+    model.get_decoder().embed_tokens.register_forward_hook(partial(_drop, settings.dropout))
     return Backbone(model, tokenizer)
 
 
-def add_dropout(model: Any, rate: float) -> None:
-    """Dropout on the embeddings and on what each attention and feed-forward block adds; Llama itself has none."""
-    if not rate:
-        return
-
-    def drop(module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (_dropout(output[0], rate, module.training), *output[1:])
-        return _dropout(output, rate, module.training)
-
-    decoder = model.get_decoder()
-    decoder.embed_tokens.register_forward_hook(drop)
-    for block in decoder.layers:
-        block.self_attn.register_forward_hook(drop)
-        block.mlp.register_forward_hook(drop)
-
-
-def _dropout(states: Tensor, rate: float, training: bool) -> Tensor:
-    """Dropout; on a CPU four 16-bit draws come from each 64-bit number of torch's generator.
-
-    The generator's cost is most of dropout's there: this halves it. ``rate`` is met to 1/65536.
-    """
-    if not training or not rate:
-        return states
-    if states.device.type != "cpu":
-        return functional.dropout(states, rate)
-    count = states.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = words.view(torch.int16)[:count].view(states.shape) >= round(rate * 65536) - 32768
-    return states * kept.to(states.dtype).mul_(1 / (1 - rate))
+def _drop(rate: float, module: nn.Module, _inputs: Any, states: Tensor) -> Tensor:
+    return dropout(states, rate) if module.training and rate else states

@@ -61,6 +61,7 @@ class Picture:
     Attributes:
         kind: ``lines``, ``curves`` (the same, over numbers) or ``bars``.
         caption: said below the panels, so that the picture cannot be parted from it.
+        from_zero: begin the heights at 0, where what is shown is a size.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Picture:
     caption: str
     x_label: str
     panels: tuple[Panel, ...]
+    from_zero: bool = False
 
 
 def draw(picture: Picture, folder: Path) -> list[Path]:
@@ -135,6 +137,8 @@ def _figure(picture: Picture) -> tuple[Any, int]:
                 frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=4, columnspacing=1
             )
             axes.set_title(panel.title, pad=18)
+        if picture.from_zero:
+            axes.set_ylim(0, 1.06 * axes.dataLim.y1)
         if picture.kind == "curves":
             axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(picture.panels) :]:
