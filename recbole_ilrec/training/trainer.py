@@ -202,11 +202,9 @@ class GenerativeTrainer:
 
     def _resume(self, loop: StepTrainer, last: int) -> str:
         """Go back to the newest checkpoint that can be read; an evaluation that was due then is made up for."""
-        kind = self.config["model"]
+        asked = Path(self.config["resume_from_checkpoint"])
         with processes.first_alone():
-            checkpoint, content = load_resumable(
-                Path(self.config["resume_from_checkpoint"]), kind=kind, check=loop.check
-            )
+            checkpoint, content = load_resumable(asked, kind=self.config["model"], check=loop.check)
         loop.restore(checkpoint, content)
         self.progress = Progress(**content["extra"])
         self._before = dict(self.progress.spent)

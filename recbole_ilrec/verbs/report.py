@@ -97,11 +97,11 @@ def read_runs(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
     Raises:
         UserError: no such file, or one that holds no records.
     """
-    from recbole_ilrec.configuration.outcome import HOW_OFTEN_SAVED, OUTCOME_FREE
+    from recbole_ilrec.configuration.outcome import HOW_RUN, OUTCOME_FREE
     from recbole_ilrec.report.runs import Run, deciding
     from recbole_ilrec.verbs.experiments import records_of
 
-    free = {*OUTCOME_FREE, *(f"train.{name}" for name in (*HOW_OFTEN_SAVED["train"], "layer_losses"))}
+    free = {*OUTCOME_FREE, *(f"train.{name}" for name in (*HOW_RUN["train"], "layer_losses"))}
     found: dict[str, tuple[dict[str, Any], Path]] = {}
     for file in files:
         if not file.is_file():
