@@ -17,6 +17,7 @@ from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.preparation.candidate_lists import CandidateRow, write_candidates
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.diagnosis import diagnose, list_findings
+from recbole_ilrec.training.reward_rows import reward_table
 from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.test_bigrec import RING, write_titles
 from tests.worlds import QUICK, ring_world, write_dataset
@@ -72,12 +73,11 @@ def test_the_next_title_that_follows_from_the_last_is_always_chosen(learned):
 
 
 def test_ilrec_trains_with_rewards_that_lead_to_candidates_only(ring):
-    config, data, model = built("ILRec")
-    trainer = GenerativeTrainer(config, model, ring / "none")
+    _, data, model = built("ILRec")
     pairs = to_pairs(data.train._dataset.inter_feat, model)
-    trainer.training_batches(data.train._dataset, pairs)
+    rewards = reward_table(model, data.train._dataset, pairs, show_progress=False)
     catalog, target = model.catalog, torch.arange(20)
-    legal = model.rewards.legal(target, torch.zeros(20, dtype=torch.long))  # the first token of each answer
+    legal = rewards.legal(target, torch.zeros(20, dtype=torch.long))  # the first token of each answer
     first = [{int(catalog.tokens[item, 0]) for item in own} for own in pairs.choices(np.arange(20))]
     for row, token, reward in zip(legal.row.tolist(), legal.token.tolist(), legal.reward.tolist(), strict=True):
         assert (reward > 0) == (token in first[row])

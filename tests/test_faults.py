@@ -17,7 +17,7 @@ from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals, raised
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.children import run_here, start
-from tests.worlds import QUICK, ring_world, write_dataset
+from tests.worlds import QUICK
 
 SHORT = {
     **QUICK,
@@ -28,14 +28,6 @@ SHORT = {
     "save_steps": 3,
     "ilrec.cpd_share": 0.5,
 }
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
 
 
 def run(model="LCRec", **settings):

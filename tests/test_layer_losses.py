@@ -11,15 +11,7 @@ from recbole_ilrec.models.methods import LCRec
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.training.layer_losses import USERS, layer_losses
-from tests.worlds import QUICK, ring_world, write_dataset
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
+from tests.worlds import QUICK
 
 
 def test_losses_are_those_of_the_models_own_hidden_states(ring):

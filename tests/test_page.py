@@ -17,7 +17,7 @@ from recbole_ilrec.report.runs import Run, conditions, deciding, results_tables
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.runtime.history import HISTORY, read_history, write_history
 from recbole_ilrec.verbs import experiments
-from tests.worlds import QUICK, ring_world, write_dataset
+from tests.worlds import QUICK
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -25,14 +25,6 @@ pytestmark = [
 ]
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&</style></script><script>alert(2)</script> $\\frac$ ]]>"
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
 
 
 class Parsed(HTMLParser):

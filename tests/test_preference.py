@@ -16,41 +16,20 @@ from recbole_ilrec.training import preference_trainer, rejected
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.preference_trainer import PreferenceBatches
 from tests.worlds import (
+    LEARN,
     QUICK,
     compact_encoder,
     pairs_of,
     random_identifiers,
-    ring_world,
     small_backbone,
     small_catalog,
-    write_dataset,
 )
 
-LEARN = {
-    "epochs": 24,
-    "eval_step": 12,
-    "train_batch_size": 64,
-    "learning_rate": 5e-3,
-    "train.item_dropout": 0.0,
-    "train.ema": 0.0,
-    "topk": [1, 5],
-    "valid_metric": "NDCG@5",
-    "num_beams": 10,
-    "preference.learning_rate": 1e-3,
-    "preference.epochs": 2,
-}
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
+PREFER = {**LEARN, "preference.learning_rate": 1e-3, "preference.epochs": 2}
 
 
 def run(model, **settings):
-    return run_recbole_ilrec(model, "ring", config_dict={**QUICK, **LEARN, **settings})
+    return run_recbole_ilrec(model, "ring", config_dict={**QUICK, **PREFER, **settings})
 
 
 def test_preference_training_keeps_the_next_item_that_is_a_function_of_the_last(ring, monkeypatch):

@@ -18,7 +18,7 @@ from recbole_ilrec.report.costs import ledger, note, note_earlier, seconds_befor
 from recbole_ilrec.runs import certificate
 from recbole_ilrec.runtime.checkpoint import checkpoints
 from recbole_ilrec.schema import Ranking
-from tests.worlds import QUICK, ring_world, write_dataset
+from tests.worlds import QUICK
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -27,14 +27,6 @@ pytestmark = [
 
 SHORT = {**QUICK, "epochs": 2, "eval_step": 1, "train_batch_size": 40, "num_beams": 10, "ilrec.cpd_share": 0.5}
 CLASSICAL = {"epochs": 2, "hidden_size": 16, "inner_size": 16, "device": "cpu", "show_progress": False}
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
 
 
 def record_of(result):

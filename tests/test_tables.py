@@ -21,7 +21,7 @@ from recbole_ilrec.report.table import Cell, Line, Table, latex, markdown, marke
 from recbole_ilrec.verbs import experiments
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, newest_resumable
 from recbole_ilrec.verbs.tables import Grid, paper_table, results_table
-from tests.worlds import ring_world, write_dataset
+from tests.worlds import ring_world
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -31,14 +31,6 @@ pytestmark = [
 
 def plan_of(name):
     return read_plan(name, read_yaml(preset("table", name)))
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
 
 
 # ---- plans

@@ -11,32 +11,11 @@ from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
 from recbole_ilrec.training import trainer
 from recbole_ilrec.training.loop import StepTrainer
-from tests.worlds import QUICK, ring_world, write_dataset
-
-
-@pytest.fixture
-def ring(tmp_path, monkeypatch):
-    """The ring world as a data set, in a fresh working folder."""
-    monkeypatch.chdir(tmp_path)
-    write_dataset(tmp_path / "dataset", "ring", *ring_world())
-    return tmp_path
+from tests.worlds import LEARN, QUICK
 
 
 def run(model="ILRec", **settings):
     return run_recbole_ilrec(model, "ring", config_dict={**QUICK, **settings})
-
-
-LEARN = {
-    "epochs": 24,
-    "eval_step": 12,
-    "train_batch_size": 64,
-    "learning_rate": 5e-3,
-    "train.item_dropout": 0.0,
-    "train.ema": 0.0,
-    "topk": [1, 5],
-    "valid_metric": "NDCG@5",
-    "num_beams": 10,
-}
 
 
 @pytest.mark.parametrize(("model", "rows"), [("ILRec", "sequence"), ("ILRec", "prefix"), ("LCRec", "sequence")])

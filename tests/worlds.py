@@ -102,3 +102,16 @@ QUICK = {
     "reward.config": {"hidden_size": 16, "inner_size": 32, "epochs": 2},
 }
 """Settings of a run that takes a second or two."""
+
+LEARN = {
+    "epochs": 24,
+    "eval_step": 12,
+    "train_batch_size": 64,
+    "learning_rate": 5e-3,
+    "train.item_dropout": 0.0,
+    "train.ema": 0.0,
+    "topk": [1, 5],
+    "valid_metric": "NDCG@5",
+    "num_beams": 10,
+}
+"""Settings of a run that learns the ring world by heart."""

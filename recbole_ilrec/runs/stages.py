@@ -78,6 +78,9 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     if config["eval_test"]:  # the checks read the rows of all parts
         findings = diagnose(config, data, model)
         log_findings(findings)
+    if model.objective.needs.rewards and not config["resume_from_checkpoint"]:
+        # Trained, or refused, before anything of this run is written; a resumed run may have no step left to reward.
+        logger.info("Rewards of Eq. 10 by %s", type(model.reward_model.model).__name__)
     if model.preference is None:
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:
