@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -80,6 +80,12 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _program() -> str:
+    """What was called, as one would type it: ``python -m recbole_ilrec`` is the installed command."""
+    name = Path(sys.argv[0]).name
+    return "recbole-ilrec" if name == "__main__.py" else name
 
 
 def _commit() -> str | None:

@@ -51,7 +51,8 @@ def _typed(command: str) -> str:
     """What a reader would type, without the folders of the machine it ran on."""
     script, *arguments = command.split(" ")
     private = ("--result_file=", "--checkpoint_dir=", "--cache_dir=", "--data_path=", "--show_progress=")
-    return " ".join(["python", Path(script).name, *(a for a in arguments if not a.startswith(private))])
+    program = ["python", Path(script).name] if script.endswith(".py") else [script]
+    return " ".join([*program, *(a for a in arguments if not a.startswith(private))])
 
 
 def between_marks(text: str, name: str, content: str) -> str:
