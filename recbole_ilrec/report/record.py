@@ -84,8 +84,10 @@ def _processor() -> str:
 
 def _program() -> str:
     """What was called, as one would type it: ``python -m recbole_ilrec`` is the installed command."""
-    name = Path(sys.argv[0]).name
-    return "recbole-ilrec" if name == "__main__.py" else name
+    path = Path(sys.argv[0])
+    if path.name != "__main__.py":
+        return path.name
+    return "recbole-ilrec" if path.parent.name == "recbole_ilrec" else f"python -m {path.parent.name}"
 
 
 def _commit() -> str | None:
