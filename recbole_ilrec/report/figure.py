@@ -139,7 +139,7 @@ def _figure(picture: Picture) -> tuple[Any, int]:
             axes.set_title(panel.title, pad=18)
         if picture.from_zero:
             axes.set_ylim(0, 1.06 * axes.dataLim.y1)
-        if picture.kind == "curves":
+        if picture.kind == "curves" and axes.get_xscale() == "linear":
             axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(picture.panels) :]:
         axes.remove()
