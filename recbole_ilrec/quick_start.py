@@ -212,6 +212,7 @@ def start_logging(config: Config) -> None:
     root.handlers.clear()
     try:
         if processes.is_first():
+            (Path("log") / config.model).mkdir(parents=True, exist_ok=True)  # RecBole fails if another run is as fast
             init_logger(config)
         else:
             root.addHandler(logging.NullHandler())  # else Python would print every warning once more

@@ -188,7 +188,7 @@ def in_process(calls):
     return launch
 
 
-TABLE = ("table", "main", "--dataset=ring", "--quick", "--models=Caser,GRU4Rec,SASRec", "--seeds=1,2", "--device=cpu")
+TABLE = ("table", "main", "--dataset=ring", "--quick", "--models=Caser,GRU4Rec,SASRec", "--seeds=1,2", "--jobs=1")
 
 
 def test_a_table_is_finished_from_where_it_stopped_and_a_failure_is_a_cell(ring, monkeypatch, capsys):
@@ -216,14 +216,14 @@ def test_a_table_is_finished_from_where_it_stopped_and_a_failure_is_a_cell(ring,
     assert cli.main([*TABLE, "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert shown.count(": finished") == 4 and shown.count("unknown: no like run") == 2
-    assert cli.main([*TABLE, "--dry_run", "--seeds=3", "--models=SASRec"][:4] + ["--seeds=3", "--dry_run"]) == 0
+    assert cli.main([*TABLE, "--dry_run", "--seeds=3", "--models=SASRec"][:4] + ["--seeds=[3]", "--dry_run"]) == 0
     assert re.search(r"--model=SASRec .*about \d", capsys.readouterr().out)
 
 
 def test_a_run_that_was_not_planned_is_found_by_its_content(ring, monkeypatch):
     assert cli.main(["run", "--model=SASRec", "--dataset=ring", "--epochs=1", "--seed=5", "--state=WARNING"]) == 0
     monkeypatch.setattr(experiments, "_process", lambda *_: pytest.fail("made again"))
-    assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--seeds=5", "--epochs=1"]) == 0
+    assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--seeds=[5]", "--epochs=1"]) == 0
 
 
 OWN = """
@@ -244,9 +244,9 @@ def test_a_plan_of_ones_own_is_a_table_and_a_figure_of_the_same_runs(ring, monke
     (ring / "mine.yaml").write_text(OWN)
     calls = []
     monkeypatch.setattr(experiments, "_process", in_process(calls))
-    assert cli.main(["figure", "mine.yaml", "--device=cpu"]) == 0
+    assert cli.main(["figure", "mine.yaml", "--jobs=1"]) == 0
     assert {path.suffix for path in (ring / "tables").iterdir()} == {".png", ".svg", ".csv"}
-    assert cli.main(["table", "mine.yaml", "--device=cpu"]) == 0 and len(calls) == 2
+    assert cli.main(["table", "mine.yaml", "--jobs=1"]) == 0 and len(calls) == 2
     assert "| large | " in capsys.readouterr().out
     (ring / "mine.yaml").write_text(OWN.replace("kind: bars", "kind: pie"))
     assert cli.main(["figure", "mine.yaml"]) == 2 and "figure.kind='pie'" in capsys.readouterr().err
@@ -292,21 +292,25 @@ def test_an_interrupted_planned_run_is_gone_on_with(tmp_path):
 
 
 def test_language_models_of_one_dataset_and_seed_go_one_after_another(ring, monkeypatch):
-    """They share caches; their lanes run side by side with everything else."""
+    """They share caches; their lanes run side by side with everything else, and share the cores with it."""
     plan = narrowed(plan_of("main"), datasets=["ring"], models=["SASRec", "LC-Rec", "LC-Rec + ILRec"], seeds=[1])
-    running, together = [], []
+    running, together, threads = [], [], {}
 
     def launch(arguments, log, descriptor):
         running.append(arguments[1])
+        threads[arguments[1]] = next(option for option in arguments if option.startswith("--num_threads="))
         together.append(frozenset(running))
-        time.sleep(0.05)
+        time.sleep(0.2 if arguments[1] == "--model=LCRec" else 0.05)
         running.remove(arguments[1])
         return 1
 
     made = []
+    monkeypatch.setattr(experiments, "_cores", lambda: 8)
     Experiments({}, launch=launch).make(Grid(plan, {}).all_runs(), 3, lambda run, outcome: made.append(outcome))
     assert len(made) == 3 and all(outcome.error == "exit status 1" for outcome in made)
     assert not any({"--model=LCRec", "--model=ILRec"} <= names for names in together)
+    assert threads["--model=LCRec"] == threads["--model=SASRec"] == "--num_threads=4"  # eight cores for two lanes
+    assert threads["--model=ILRec"] == "--num_threads=8"  # the last one has them all
 
 
 @pytest.mark.parametrize(
@@ -316,7 +320,10 @@ def test_language_models_of_one_dataset_and_seed_go_one_after_another(ring, monk
         (["table", "mian"], "Unknown table 'mian'. Did you mean 'main'?"),
         (["figure", "main"], "'main' is a table"),
         (["table", "main", "--jobs=0"], "jobs=0 is not allowed"),
-        (["table", "main", "--seed=3"], "give --seeds=1,2,3"),
+        (["table", "main", "--seed=3"], "give --seeds=3 for three"),
+        (["table", "main", "--seeds=2020"], "give how many, 1 to 100, or a list, e.g. --seeds=[2020]"),
+        (["table", "main", "--seeds=0"], "seeds=0 is not allowed"),
+        (["table", "main", "--seeds=1,x"], "seeds='x' is not allowed"),
         (["table", "main", "--dataset=ring", "--paper"], "The paper prints no numbers for this part"),
     ],
 )
@@ -378,7 +385,7 @@ def test_an_archive_gives_the_table_again_without_data_or_runs(ring, monkeypatch
     )
     (ring / "page.md").write_text("# Page\n<!-- own:begin -->\nold\n<!-- own:end -->\nafter\n")
     monkeypatch.setattr(experiments, "_process", in_process([]))
-    assert cli.main(["table", "own.yaml", "--archive=own.jsonl"]) == 0
+    assert cli.main(["table", "own.yaml", "--archive=own.jsonl", "--jobs=1"]) == 0
     first = capsys.readouterr().out
     assert "Holm over 2" in first, "the places of the true items are needed for this"
     for folder in ("dataset", "saved"):

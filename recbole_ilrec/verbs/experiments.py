@@ -13,12 +13,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+import psutil
 
 from recbole_ilrec.collaborative.classical import LAST
 from recbole_ilrec.configuration.config import Config, MissingDataset
@@ -35,6 +37,8 @@ from recbole_ilrec.runtime.checkpoint import STATE, checkpoints
 logger = logging.getLogger(__name__)
 
 RECORDS, PLANNED, LOG, ASKED = "records.jsonl", "planned", "run.log", "asked.jsonl"
+_MEMORY_OF_A_RUN = 4 << 30
+"""Bytes; small models take a quarter of it, SmolLM2 all."""
 Launcher = Callable[[Sequence[str], Path, int | None], int]
 """``(arguments of the command line, file for what it says, descriptor to hand on) -> exit status``."""
 
@@ -58,6 +62,23 @@ class Estimate:
 def quick_settings(model: str) -> dict[str, Any]:
     """Settings of a run that is only to show that all works."""
     return read_yaml(preset("quick", "language" if model in MODELS else "classical"))
+
+
+def default_jobs() -> int:
+    """Runs to make side by side: one where there is a GPU, else one for each core and 4 GB of free memory.
+
+    Small models leave a second thread half idle, so two processes of one thread are faster than one of two.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(_cores(), psutil.virtual_memory().available // _MEMORY_OF_A_RUN))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Experiments:
@@ -136,13 +157,20 @@ class Experiments:
         """Make runs, ``jobs`` at a time, and hand each outcome over as it comes.
 
         Runs of language models on the same data and seed share caches (identifiers, reward model, supervised stage), so
-        they go one after another; others go side by side.
+        they go one after another; others go side by side and share the cores, unless ``num_threads`` is given.
         """
         lanes: dict[object, list[PlannedRun]] = {}
         for run in dict.fromkeys(runs):
             lanes.setdefault(self._turn(run) or run, []).append(run)
         with ThreadPoolExecutor(jobs) as pool:
-            waiting = {pool.submit(self._make_one, queue.pop(0)): queue for queue in lanes.values()}
+            waiting: dict[Future[tuple[PlannedRun, Outcome]], list[PlannedRun]] = {}
+
+            def start(queue: list[PlannedRun], lanes_left: int) -> None:
+                threads = max(1, _cores() // min(jobs, lanes_left)) if jobs > 1 else None
+                waiting[pool.submit(self._make_one, queue.pop(0), threads)] = queue
+
+            for queue in lanes.values():
+                start(queue, len(lanes))
             try:
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -150,7 +178,7 @@ class Experiments:
                         queue = waiting.pop(future)
                         done(run, outcome)
                         if queue:
-                            waiting[pool.submit(self._make_one, queue.pop(0))] = queue
+                            start(queue, len(waiting) + 1)
             except BaseException:
                 logger.warning("Stopping; runs under way come to their end first.")
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -162,11 +190,11 @@ class Experiments:
             return None
         return self.root / PLANNED / f"turn-{run.dataset}-{run.settings.get('seed')}"
 
-    def _make_one(self, run: PlannedRun) -> tuple[PlannedRun, Outcome]:
+    def _make_one(self, run: PlannedRun, threads: int | None) -> tuple[PlannedRun, Outcome]:
         try:
             folder = self.folder(run)
         except MissingDataset:
-            return run, self._prepared_and_made(run)
+            return run, self._prepared_and_made(run, threads)
         except UserError as error:
             return run, Outcome(error=str(error))
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,13 +204,13 @@ class Experiments:
             if record is not None:
                 return run, Outcome(record)
             log = folder / LOG
-            status = self.launch(self._arguments(run, folder), log, descriptor)
+            status = self.launch(self._arguments(run, folder, threads), log, descriptor)
             record = self.finished().get(key)
         if status or record is None:
             return run, Outcome(error=_last_words(log) or f"exit status {status}")
         return run, Outcome(record)
 
-    def _prepared_and_made(self, run: PlannedRun) -> Outcome:
+    def _prepared_and_made(self, run: PlannedRun, threads: int | None) -> Outcome:
         from recbole_ilrec.quick_start import configure
 
         with self._one_at_a_time:
@@ -192,10 +220,12 @@ class Experiments:
                 except UserError as error:
                     self._refused[run.dataset] = str(error)
         refusal = self._refused.get(run.dataset)
-        return Outcome(error=refusal) if refusal else self._make_one(run)[1]
+        return Outcome(error=refusal) if refusal else self._make_one(run, threads)[1]
 
-    def _arguments(self, run: PlannedRun, folder: Path) -> list[str]:
+    def _arguments(self, run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
         settings = {**self._settings(run), "checkpoint_dir": str(folder), "show_progress": False}
+        if threads is not None:
+            settings.setdefault("num_threads", threads)
         resume = newest_resumable(folder)
         if resume is not None:
             settings["resume_from_checkpoint"] = str(resume)

@@ -23,22 +23,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OF_ONE_RUN = {
-    "seed": "give --seeds=1,2,3 (or one of them)",
+    "seed": "give --seeds=3 for three of them, or a list, --seeds=1,2,3 or --seeds=[1]",
     "model": "give --models=A,B",
     "resume_from_checkpoint": "give the same command again, and what was interrupted goes on",
     "result_file": "the results are in --out",
     "eval_test": "what is shown are test metrics",
 }
 """Option of ``run`` that makes no sense for many -> what to do instead."""
+_MOST_SEEDS = 100
+"""A greater number is a seed that is meant itself."""
 _OPTIONS = """
   --dataset=A,B              datasets in place of the plan's
   --models=A,B               only these lines: names of models or labels of lines
   --columns=A,B              only these columns of the plan, e.g. --columns=LC-Rec
   --backbone=A,B             backbones side by side
-  --seeds=1,2,3              a run for each; the table then shows mean and deviation
+  --seeds=3                  so many, from the plan's first on; or a list of them: --seeds=1,2,3 or --seeds=[7].
+                             A run for each; the table then shows mean and deviation
   --quick                    a few steps on few users, only to see that all works; said so in the caption
   --dry_run                  show the runs with what like ones took, and stop
-  --jobs=N                   runs at a time (language models of one dataset share caches: one after another)
+  --jobs=N                   runs at a time, which share the cores; default: one for each core and 4 GB of free memory,
+                             one where there is a GPU (language models of one dataset and seed share caches, so they go
+                             one after another)
   --checkpoint_dir=saved     where runs and their records are; what is there is reused by content
   --out=tables               folder of the results
   --archive=FILE             also keep the runs in one small file, places of the true items included
@@ -106,14 +111,15 @@ class _Command:
         self.out = Path(str(arguments.take("out", "tables")))
         self.archive, self.into = (_path(arguments.take(key)) for key in ("archive", "into"))
         self.sources = [Path(str(path)) for path in _list(arguments.take("from_archive"))]
-        self.jobs = _whole_number("jobs", arguments.take("jobs", 1))
+        jobs = arguments.take("jobs")
+        self.jobs = None if jobs is None else _whole_number("jobs", jobs)
         self.plan = narrowed(
             self.whole,
             datasets=_list(arguments.take("dataset")),
             backbones=_list(arguments.take("backbone")),
             models=_list(arguments.take("models")),
             columns=_list(arguments.take("columns")),
-            seeds=[_whole_number("seeds", seed) for seed in _list(arguments.take("seeds"))],
+            seeds=_seeds(arguments.take("seeds"), self.whole.seeds[0]),
         )
         if self.sources and self.archive is not None:
             raise UserError("--from_archive runs nothing, so there is nothing for --archive to keep: give one of them.")
@@ -132,7 +138,7 @@ class _Command:
             self._into("")
         if self.archive is not None:
             require_writable(self.archive.parent, f"archive={self.archive}")
-        from recbole_ilrec.verbs.experiments import ASKED, PLANNED
+        from recbole_ilrec.verbs.experiments import ASKED, PLANNED, default_jobs
         from recbole_ilrec.verbs.progress import Progress, dry_run
         from recbole_ilrec.verbs.tables import Grid, paper_table, printed_counts
 
@@ -152,7 +158,8 @@ class _Command:
         append_record(experiments.root / PLANNED / ASKED, self.asked)
         missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
-        experiments.make(missing, self.jobs, Progress(len(missing), outcomes))
+        jobs = self.jobs or default_jobs()
+        experiments.make(missing, jobs, Progress(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
 
     def _archived(self, grid: "Grid") -> "dict[Any, Outcome]":
@@ -277,7 +284,23 @@ def _list(value: Any) -> list[Any]:
         return []
     if isinstance(value, list):
         return value
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+    if not isinstance(value, str):
+        return [value]
+    return [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip()]
+
+
+def _seeds(value: Any, first: int) -> list[int]:
+    """A number says how many, from ``first`` on; a list says which."""
+    if value is None:
+        return []
+    if isinstance(value, list) or (isinstance(value, str) and ("," in value or value.startswith("["))):
+        return [_whole_number("seeds", seed) for seed in _list(value)]
+    count = _whole_number("seeds", value)
+    if not 1 <= count <= _MOST_SEEDS:
+        raise UserError(
+            f"seeds={value} is not allowed: give how many, 1 to {_MOST_SEEDS}, or a list, e.g. --seeds=[{value}]."
+        )
+    return list(range(first, first + count))
 
 
 def _whole_number(key: str, value: Any) -> int:
