@@ -75,6 +75,8 @@ def test_the_key_follows_what_decides_the_outcome_and_nothing_else(ring):
     assert key(checkpoint_dir="elsewhere", device="auto", eval_batch_size=7, save_steps=3, cache_dir="c") == first
     others = [key(seed=1), key(alpha=0.5), key(epochs=3), key("LCRec"), key(eval_users=9), key(topk=[3])]
     assert len({first, *others}) == 7
+    assert key("LCRec", **{"preference.beta": 0.3, "ilrec.k": 1}) == key("LCRec"), "of no concern to it"
+    assert len({key("SDPO"), key("SDPO", **{"preference.beta": 0.3})}) == 2
     assert run_key(Config("SASRec", "ring", config_dict={"alpha": 0.1})) == run_key(Config("SASRec", "ring"))
     index = ring / "dataset/ring/ring.index.json"
     index.write_text(index.read_text() + "\n")

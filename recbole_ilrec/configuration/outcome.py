@@ -14,8 +14,9 @@ from typing import Any
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
-from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
+from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
 
 # fmt: off
 OUTCOME_FREE = frozenset((
@@ -57,9 +58,9 @@ def data_key(config: Config) -> str:
 
 
 def settings_key(config: Config) -> str:
-    """Names the settings that decide the outcome; of a classical model those that it reads."""
+    """Names the settings that decide the outcome: those that the model reads."""
     if config.is_llm:
-        typed = config.settings.model_dump(mode="json", exclude={**HOW_RUN, **OF_OTHER_MODELS})
+        typed = config.settings.model_dump(mode="json", exclude={**HOW_RUN, **_unread(config.settings)})
     else:
         sections = getattr(config.model_class, "sections", ())
         typed = {name: getattr(config.settings, name).model_dump(mode="json") for name in sections}
@@ -68,6 +69,17 @@ def settings_key(config: Config) -> str:
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
     untested = [] if config["eval_test"] else ["without test"]  # a trial of a search is no line of a table
     return _key([config.model, config.dataset, outcome_settings(config), typed, *untested])
+
+
+def _unread(settings: Settings) -> dict[str, Any]:
+    """Typed settings that a language model with this objective and these identifiers does not read."""
+    preferring = settings.objective in PREFERENCES
+    others = set() if preferring else {"preference"}
+    if preferring or settings.objective.lower() == "sft":
+        others.add("ilrec")
+    if settings.paradigm == "lcrec" and settings.task == "full":
+        others.add("bigrec")
+    return {**OF_OTHER_MODELS, **dict.fromkeys(others, True)}
 
 
 def request_of(config: Config) -> dict[str, Any]:
