@@ -2,7 +2,8 @@
 
 ``--curves`` draws ``step`` and ``search`` in ``benchmarks/figures`` instead (PNG, SVG) and writes ``growth.jsonl``.
 
-CPU time on one thread throughout, so a busy machine moves the numbers little; ratios are of alternating runs.
+CPU time on one thread, so a busy machine moves the numbers little, but for ``prepare`` and ``load``, which are read off
+the clock; ratios are of alternating runs.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import growth, search, steps
+from benchmarks import data, growth, search, steps
 from benchmarks.measure import child_seconds, in_child
 from recbole_ilrec.report.record import machine
 
@@ -39,6 +40,10 @@ def measurements(quick: bool) -> Iterator[tuple[str, dict[str, Any], dict[str, f
     for users, length in ((16, 60),) + (() if quick else ((64, 33),)):
         what = {"users": users, "prompt tokens": length, "items": 5000, "beams": 20}
         yield "search", what, search.beams(users, length, 5000, 20, 3)
+    for ratings in (10**5, 10**6) + (() if quick else (10**7,)):
+        yield "prepare", {"ratings": ratings}, json.loads(in_child("--prepare", str(ratings)))
+    of = {"users": 24_772, "items": 9_922}
+    yield "load", of, json.loads(in_child("--load", *map(str, of.values())))
     yield "start", {"what": "import recbole_ilrec"}, {"s": child_seconds("-c", "import recbole_ilrec")}
     yield "start", {"what": "--help"}, {"s": child_seconds("-m", "recbole_ilrec", "--help")}
 
@@ -67,6 +72,8 @@ def main() -> None:
     parser.add_argument("--curves", action="store_true", help="how steps and searches grow, as a figure; two minutes")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--trie", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=2, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.jsonl and RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -76,6 +83,12 @@ def main() -> None:
         return
     if options.trie:
         _say(search.trie(options.trie))
+        return
+    if options.prepare:
+        _say(data.preparation(options.prepare))
+        return
+    if options.load:
+        _say(data.first_step(*options.load))
         return
     if options.curves:
         _curves(options.output, 2 if options.quick else 5)
