@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -134,9 +135,24 @@ def test_training_starts_at_the_reference_whatever_the_dropout_and_however_a_ste
     assert one == pytest.approx(losses(only_run(ring)), rel=1e-3)
 
 
+def test_a_run_of_the_supervised_model_is_the_stage_that_would_have_been_trained(ring):
+    """To the last bit, whichever of the two comes first; and the run's own weights stay where they are."""
+    alone = run("SDPO", **SHORT, cache_dir="elsewhere")
+    supervised = run("LCRec", **SHORT)
+    (stage,) = (ring / "saved" / "cache" / "supervised").iterdir()
+    best = {path.name: path.read_bytes() for path in (stage / "best").iterdir()}
+    assert best and all((only_run(ring, "LCRec") / "best" / name).read_bytes() == best[name] for name in best)
+    manifest = json.loads((stage / "stage.json").read_text())
+    assert manifest["best_valid_score"] == supervised["best_valid_score"] and manifest["wall_seconds"] > 0
+    after = run("SDPO", **SHORT)
+    assert after["test_result"] == alone["test_result"] and after["best_valid_result"] == alone["best_valid_result"]
+    assert [path.name for path in (ring / "elsewhere" / "supervised").iterdir()] == [stage.name]
+
+
 def test_a_given_supervised_run_is_started_from(ring):
     given = {**SHORT, "preference.epochs": 1}
     run("LCRec", **SHORT)
+    shutil.rmtree(ring / "saved" / "cache")
     run("DPO", **{"preference.checkpoint": str(only_run(ring, "LCRec")), "preference.examples": 50, **given})
     assert not (ring / "saved" / "cache" / "supervised").exists()
     with pytest.raises(UserError, match="no checkpoint"):

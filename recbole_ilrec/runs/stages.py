@@ -1,15 +1,16 @@
 """The stages of a run of a language model: supervised fine-tuning and, for some models, preference training after it.
 
 The supervised stage of a preference model is what ``--model=LCRec`` trains, or ``--model=BIGRec`` under titles; all
-preference models on the same data, backbone and settings share it. Every stage but the last is kept by content in
-``cache_dir`` with a manifest, is skipped when it is done and goes on where it was interrupted; the last one's folder is
-the run's own.
+preference models on the same data, backbone and settings share it, and a run of that model leaves it for them. Every
+stage but the last is kept by content in ``cache_dir`` with a manifest, is skipped when it is done and goes on where it
+was interrupted; the last one's folder is the run's own.
 """
 
 import copy
 import hashlib
 import json
 import logging
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -88,6 +89,8 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     show = config["show_progress"]
     with spent_on("supervised" if model.preference is None else "preference"):
         best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+    if saved and config.settings.objective == "sft":
+        _keep_as_stage(trainer, data, best_score)
     with spent_on("evaluation"):
         chosen = choose_gamma(trainer)
         if chosen is not None:
@@ -210,8 +213,7 @@ def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
             score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
         except Interrupted as stop:
             raise Interrupted(stop.number, "saved; the same command goes on") from None
-        about = {"stage": config["model"], "seed": config["seed"], "best_valid_score": score}
-        _finish(folder, {**about, **trainer.progress.spent})
+        _finish(trainer, folder, score)
     else:
         note_earlier(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     trainer.load_best(folder / BEST)
@@ -232,12 +234,33 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
     return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"
 
 
-def _finish(folder: Path, content: dict[str, Any]) -> None:
+def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
+    """Let a run that was supervised fine-tuning and nothing else be the first stage of preference models."""
+    if not processes.is_first():
+        return
+    folder = _folder(trainer.config, trainer.model, data.train._dataset, "supervised", [])
+    if (folder / MANIFEST).is_file():
+        return
+    shutil.rmtree(folder / BEST, ignore_errors=True)
+    shutil.copytree(trainer.run_folder / BEST, folder / BEST, copy_function=_linked)
+    _finish(trainer, folder, score)
+
+
+def _linked(source: str, target: str) -> None:
+    """The same file under a second name where the file system can, else a copy: weights may be large."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _finish(trainer: GenerativeTrainer, folder: Path, score: float) -> None:
     """Write the manifest that says a stage is done; what only served to go on with it is removed."""
     if not processes.is_first():
         return
+    about = {"stage": trainer.config["model"], "seed": trainer.config["seed"], "best_valid_score": score}
     with write_atomically(folder / MANIFEST) as stream:
-        json.dump({**content, **machine()}, stream, indent=1)
+        json.dump({**about, **trainer.progress.spent, **machine()}, stream, indent=1)
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint, ignore_errors=True)
 
