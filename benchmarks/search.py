@@ -59,6 +59,12 @@ class World:
         self.catalog = Catalog([tuple(row) for row in codes.tolist()], None)
         self.prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, length)))
         self.mask = torch.ones_like(self.prompts, dtype=torch.bool)
+        self._next: dict[tuple[int, ...], list[int]] = {}
+        for row in codes.tolist():
+            for depth in range(LEVELS):
+                following = self._next.setdefault(tuple(row[:depth]), [])
+                if row[depth] not in following:
+                    following.append(row[depth])
 
     def ours(self, width: int) -> torch.Tensor:
         """Identifiers ``[users, width, 4]`` that the package's search finds."""
@@ -66,7 +72,7 @@ class World:
         return self.catalog.tokens[self.catalog.item_order[self.catalog.leaf_start[ranking.leaf]]]
 
     def theirs(self, width: int) -> torch.Tensor:
-        """The same by the library's ``generate``."""
+        """The same by the library's ``generate``, told what may follow from a table of all prefixes."""
         out = self.backbone.model.generate(
             self.prompts,
             attention_mask=self.mask.long(),
@@ -80,11 +86,7 @@ class World:
         return out[:, self.prompts.shape[1] :].view(len(self.prompts), width, LEVELS)
 
     def _allowed(self, _batch: int, ids: torch.Tensor) -> list[int]:
-        trie, node = self.catalog.trie, torch.zeros(1, dtype=torch.long)
-        for token in ids[self.prompts.shape[1] :]:
-            node = trie.step(node, token[None])
-        start, count = trie.fan_out(node)
-        return trie.token[int(start) : int(start + count)].tolist()
+        return self._next[tuple(ids[self.prompts.shape[1] :].tolist())]
 
     def search_ms(self, width: int, rounds: int) -> dict[str, float]:
         """Milliseconds of a user's search."""

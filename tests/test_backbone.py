@@ -95,18 +95,17 @@ def test_cached_tree_steps_equal_passes_without_a_cache(family):
     prompts = [[5, 6, 7, 8], [9, 10]]
     ids = torch.tensor([prompts[0], [0, 0, *prompts[1]]])
     mask = torch.tensor([[True] * 4, [False, False, True, True]])
-    beams = [[[11, 12], [13, 14]], [[15, 16], [15, 17]]]
+    taken = torch.tensor([[[11, 13], [18, 15]], [[12, 14], [16, 17]]])
+    parent = torch.tensor([[1, 0], [1, 1]])
     with torch.no_grad():
         last, state = backbone.prefill(ids, mask)
-        own = torch.eye(2, dtype=torch.bool).expand(2, 2, 2)
-        first = backbone.extend(state, torch.tensor([[b[0] for b in user] for user in beams]), own, 0)
-        second = backbone.extend(
-            state, torch.tensor([[b[1] for b in user] for user in beams]), torch.cat([own, own], dim=-1), 1
-        )
+        first = backbone.extend(state, taken[0], torch.zeros_like(parent))
+        second = backbone.extend(state, taken[1], parent)
         for user in range(2):
-            for beam in range(2):
-                whole = model(input_ids=torch.tensor([prompts[user] + beams[user][beam]])).logits[0, -3:]
-                got = torch.stack([last[user, 0], first[user, beam], second[user, beam]])
+            for beam, before in enumerate(parent[user].tolist()):
+                answer = [int(taken[0, user, before]), int(taken[1, user, beam])]
+                whole = model(input_ids=torch.tensor([prompts[user] + answer])).logits[0, -3:]
+                got = torch.stack([last[user, 0], first[user, before], second[user, beam]])
                 torch.testing.assert_close(backbone.head(got), whole, atol=1e-4, rtol=1e-4)
 
 

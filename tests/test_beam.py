@@ -153,12 +153,12 @@ def test_only_beams_that_are_still_open_cost_a_step(monkeypatch):
     encoder = compact_encoder(backbone, small_catalog(backbone, identifiers))
     widths, extend = [], backbone.extend
 
-    def noted(state, tokens, visible, depth):
-        widths.append((tokens.shape[1], visible.shape[-1]))
-        return extend(state, tokens, visible, depth)
+    def noted(state, tokens, parent):
+        widths.append((tokens.shape[1], parent.shape[1]))
+        return extend(state, tokens, parent)
 
     monkeypatch.setattr(backbone, "extend", noted)
     settings = DecodeSettings(num_beams=7)
     histories = [np.array([1, 2]), np.array([7, 1])]
     rank_users(backbone, encoder, histories, settings, batch_size=2, device=torch.device("cpu"))
-    assert widths == [(7, 7), (1, 8), (1, 9), (1, 10)]
+    assert widths == [(7, 7), (1, 1), (1, 1), (1, 1)]

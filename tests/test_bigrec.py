@@ -216,7 +216,7 @@ def test_free_beams_find_the_most_probable_answer():
         def prefill(self, ids, mask):
             return ids[:, -1:, None].float(), None
 
-        def extend(self, state, tokens, visible, depth):
+        def extend(self, state, tokens, parent):
             return tokens[..., None].float()
 
         def head(self, states):

@@ -78,7 +78,7 @@ def test_a_prompt_past_the_attentions_window_is_refused(tmp_path):
     ids = torch.arange(5, 11)[None]
     _, state = backbone.prefill(ids, torch.ones_like(ids).bool())
     with pytest.raises(UserError, match="has 7 tokens, and this backbone's attention sees 6"):
-        backbone.extend(state, torch.tensor([[5]]), torch.ones(1, 1, 1).bool(), 0)
+        backbone.extend(state, torch.tensor([[5]]), torch.tensor([[0]]))
 
 
 def test_logits_with_a_cap_are_refused(tmp_path):

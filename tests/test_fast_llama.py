@@ -57,14 +57,14 @@ def test_states_and_gradients_are_the_librarys_to_rounding(rows, length, attenti
 def test_tree_attention_and_cached_decoding_are_the_librarys_to_rounding():
     stock, fast = (backbone.eval() for backbone in pair())
     ids, mask = torch.randint(31, (2, 6)), torch.tensor([[True] * 6, [False] * 2 + [True] * 4])
+    start = torch.zeros(2, 2, dtype=torch.long)
     segment, positions = torch.tensor([[0, 0, 1, 1, 2, 2]] * 2), torch.tensor([[0, 1, 2, 3, 2, 3]] * 2)
-    visible = torch.eye(2, dtype=torch.bool).expand(2, 2, 2)
     found = []
     for backbone in (stock, fast):
         with torch.no_grad():
             tree = backbone.answer_states(ids, positions, segment, torch.arange(12))
         state, cache = backbone.prefill(ids, mask)
-        found.append((tree, state, backbone.extend(cache, torch.tensor([[4, 5]] * 2), visible, 0)))
+        found.append((tree, state, backbone.extend(cache, torch.tensor([[4, 5]] * 2), start)))
     assert all(close(one, two) for one, two in zip(*found, strict=True))
 
 

@@ -27,11 +27,15 @@ class DecodeState:
         cache: the ``transformers`` cache; batch rows are users, beams stand behind the prompt in the same row.
         prompt: ``[B, T]`` bool, real (not padding) prompt positions.
         length: ``[B]`` int64, number of real prompt tokens.
+        visible: ``[B, W, S]`` bool, which of the S decoded positions each beam sees; at first one beam and none.
+        depth: tokens that each beam has taken.
     """
 
     cache: Any
     prompt: Tensor
     length: Tensor
+    visible: Tensor
+    depth: int = 0
 
 
 class Backbone(nn.Module):
@@ -245,27 +249,32 @@ class Backbone(nn.Module):
         hidden = self._parts[0](
             input_ids=input_ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        return hidden[:, -1:], DecodeState(cache=cache, prompt=mask, length=mask.sum(1))
+        nothing = mask.new_empty(len(mask), 1, 0)
+        return hidden[:, -1:], DecodeState(cache=cache, prompt=mask, length=mask.sum(1), visible=nothing)
 
     @torch.no_grad()
-    def extend(self, state: DecodeState, tokens: Tensor, visible: Tensor, depth: int) -> Tensor:
+    def extend(self, state: DecodeState, tokens: Tensor, parent: Tensor) -> Tensor:
         """Append one token to every beam, all beams of a user in one row (tree attention).
 
         Keys of the prompt are stored once per user; each beam sees the prompt, its own ancestors and itself.
 
         Args:
-            state: from :meth:`prefill`; its cache grows by W positions.
+            state: from :meth:`prefill`; it grows by this step.
             tokens: ``[B, W]``, the token each beam takes.
-            visible: ``[B, W, S]`` bool, which of the S decoded positions (this step's W included) each beam sees.
-            depth: tokens decoded before this step.
+            parent: ``[B, W]`` int64, the beam of the step before that each one goes on from; 0 in the first step.
 
         Returns:
             ``[B, W, H]`` normed states.
         """
-        self._check_window(state.prompt.shape[1] + depth + 1)
-        prompt = state.prompt[:, None, :].expand(-1, tokens.shape[1], -1)
-        mask = torch.cat([prompt, visible], dim=-1)[:, None]
-        positions = (state.length + depth)[:, None].expand(-1, tokens.shape[1])
+        self._check_window(state.prompt.shape[1] + state.depth + 1)
+        batch, width = tokens.shape
+        inherited = state.visible.gather(1, parent[..., None].expand(-1, -1, state.visible.shape[-1]))
+        itself = torch.eye(width, dtype=torch.bool, device=tokens.device).expand(batch, width, width)
+        state.visible = torch.cat([inherited, itself], dim=-1)
+        prompt = state.prompt[:, None, :].expand(-1, width, -1)
+        mask = torch.cat([prompt, state.visible], dim=-1)[:, None]
+        positions = (state.length + state.depth)[:, None].expand(-1, width)
+        state.depth += 1
         return self._parts[0](
             input_ids=tokens,
             attention_mask=self._bias(mask),

@@ -39,7 +39,8 @@ def hasten(model: Any, dropout: float) -> None:
         block.input_layernorm.__class__ = block.post_attention_layernorm.__class__ = FastNorm
 
 
-def _applies(states: Tensor) -> bool:
+def applies(states: Tensor) -> bool:
+    """Whether this module's code is for such states; the library's own is for all others."""
     return states.device.type == "cpu" and states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
@@ -48,19 +49,25 @@ class FastNorm(LlamaRMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[..., H] -> [..., H]``."""
-        if not _applies(hidden_states):
+        if not applies(hidden_states):
             return super().forward(hidden_states)
         return RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
 
 
+def rms_normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x^2) + epsilon) * weight (arXiv:1910.07467, Eq. 4), and what x was multiplied by, ``[..., 1]``."""
+    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return (x * inverse).mul_(weight), inverse
+
+
 class RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + epsilon) * weight (arXiv:1910.07467, Eq. 4)."""
+    """:func:`rms_normed` with its derivative written down."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        normed, inverse = rms_normed(x, weight, epsilon)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -74,11 +81,23 @@ class RMSNorm(torch.autograd.Function):
         return by_x.add_((grad @ weight)[..., None].mul_(inverse).div_(width)), by_weight, None
 
 
+def paired(weight: Tensor, head_dim: int) -> Tensor:
+    """``weight [heads * d, H]`` with the rows of features i and i + d/2 of each head, which are rotated together, side
+    by side."""
+    return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def turns(position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Cosines and sines ``[B, T, d]`` of the library as complex numbers ``[B, T, 1, d / 2]``."""
+    half = position_embeddings[0].shape[-1] // 2
+    return torch.complex(*(x[..., :half].contiguous() for x in position_embeddings))[:, :, None]
+
+
 class FastAttention(LlamaAttention):
     """Rotary positions (arXiv:2104.09864) as one multiplication of complex numbers.
 
-    The rotation pairs feature i of a head with feature i + d/2. Their rows of the weights are put side by side first,
-    for queries and keys alike, which leaves the products of queries with keys as they were.
+    Queries and keys get their features in the same other order (:func:`paired`), which leaves their products as they
+    were.
     """
 
     def forward(  # type: ignore[override]
@@ -91,14 +110,13 @@ class FastAttention(LlamaAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """See ``transformers``."""
         # With a cache there are few new tokens, and its keys must all be in one order of features.
-        if not _applies(hidden_states) or past_key_values is not None or position_embeddings is None:
+        if not applies(hidden_states) or past_key_values is not None or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        half = self.head_dim // 2
-        turn = torch.complex(*(x[..., :half].contiguous() for x in position_embeddings))[:, :, None]
+        turn = turns(position_embeddings)
 
         def rotated(weight: Tensor) -> Tensor:
-            paired = weight.view(-1, 2, half, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-            features = functional.linear(hidden_states, paired).unflatten(-1, (-1, half, 2))
+            features = functional.linear(hidden_states, paired(weight, self.head_dim))
+            features = features.unflatten(-1, (-1, self.head_dim // 2, 2))
             return torch.view_as_real(torch.view_as_complex(features) * turn).flatten(-2).transpose(1, 2)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)

@@ -59,6 +59,7 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from recbole_ilrec.backbone.fast_decoding import FastBackbone
     from recbole_ilrec.backbone.fast_llama import hasten
 
     tokenizer = build_tokenizer(item_tokens, texts)
@@ -82,7 +83,7 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
         model = LlamaForCausalLM(config)
     hasten(model, settings.dropout)
     model.get_decoder().embed_tokens.register_forward_hook(partial(_drop, settings.dropout))
-    return Backbone(model, tokenizer)
+    return FastBackbone(model, tokenizer)
 
 
 def _drop(rate: float, module: nn.Module, _inputs: Any, states: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class Stepper(Protocol):
     def prefill(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """States after the prompts ``[B, 1, H]`` and a cache."""
 
-    def extend(self, state: Any, tokens: Tensor, visible: Tensor, depth: int) -> Tensor:
-        """States ``[B, W, H]`` after one more token on every beam."""
+    def extend(self, state: Any, tokens: Tensor, parent: Tensor) -> Tensor:
+        """States ``[B, W, H]`` after one more token on every beam, each grown from a ``parent`` of the step before."""
 
     def head(self, states: Tensor) -> Tensor:
         """Logits ``[n, V]`` of states ``[n, H]``."""
@@ -31,13 +31,12 @@ class Stepper(Protocol):
 class _Beams:
     """The live set, of which the first O beams of a user hold all that are still open, the others are complete.
 
-    ``node``, ``score`` are ``[B, W]``; ``states [B, O, H]``; ``visible [B, O, S]`` bool.
+    ``node``, ``score`` are ``[B, W]``; ``states [B, O, H]``.
     """
 
     node: Tensor
     score: Tensor
     states: Tensor
-    visible: Tensor
 
 
 @torch.no_grad()
@@ -78,7 +77,7 @@ def beam_search(
         at most W identifiers a user, best first; never an invalid or repeated one.
     """
     states, cache = stepper.prefill(input_ids, mask)
-    beams, depth = _root(states), 0
+    beams = _root(states)
     bound = torch.full((len(input_ids),), -torch.inf, device=input_ids.device)
     shortcut = trie.only_leaf() if renormalise else None
     while True:
@@ -93,10 +92,8 @@ def beam_search(
         node, score, parent, token = _open_first(open_beams, node, score, parent, token)
         going_on = int(open_beams.sum(1).max())
         parent, token = parent[:, :going_on], token[:, :going_on]
-        visible = _seen(beams.visible, parent)
-        states = stepper.extend(cache, token.clamp_min(0), visible, depth)
-        beams = _Beams(node=node, score=score, states=states, visible=visible)
-        depth += 1
+        states = stepper.extend(cache, token.clamp_min(0), parent)
+        beams = _Beams(node=node, score=score, states=states)
 
 
 def _root(states: Tensor) -> _Beams:
@@ -106,16 +103,7 @@ def _root(states: Tensor) -> _Beams:
         node=torch.full((batch, 1), ROOT, device=device),
         score=torch.zeros(batch, 1, device=device),
         states=states,
-        visible=torch.zeros(batch, 1, 0, dtype=torch.bool, device=device),
     )
-
-
-def _seen(visible: Tensor, parent: Tensor) -> Tensor:
-    """What new beams see ``[B, W, S + W]``: what their parents saw in ``visible [B, P, S]``, and each itself."""
-    batch, width = parent.shape
-    itself = torch.eye(width, dtype=torch.bool, device=parent.device).expand(batch, width, width)
-    inherited = visible.gather(1, parent[..., None].expand(-1, -1, visible.shape[-1]))
-    return torch.cat([inherited, itself], dim=-1)
 
 
 def _open_first(open_beams: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:

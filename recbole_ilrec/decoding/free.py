@@ -39,7 +39,6 @@ def generate(
     score = torch.zeros(batch, 1, device=device)
     done = torch.zeros(batch, 1, dtype=torch.bool, device=device)
     tokens = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)
-    visible = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
     for depth in range(max_new_tokens):
         logits = stepper.head(states.flatten(0, 1)).float()
         vocabulary, width = logits.shape[-1], score.shape[1]
@@ -50,18 +49,11 @@ def generate(
         is_grown = index < width * vocabulary
         parent = torch.where(is_grown, index // vocabulary, index - width * vocabulary)
         token = torch.where(is_grown, index % vocabulary, eos_id)
-        tokens = torch.cat([_of(tokens, parent), token[..., None]], dim=-1)
+        tokens = torch.cat([tokens.gather(1, parent[..., None].expand(-1, -1, depth)), token[..., None]], dim=-1)
         done = token == eos_id
         # A longer answer never gains: once the best beam is complete, no other can overtake it.
         if bool(done[:, 0].all()) or depth + 1 == max_new_tokens:
             break
-        own = torch.eye(score.shape[1], dtype=torch.bool, device=device).expand(batch, -1, -1)
-        visible = torch.cat([_of(visible, parent), own], dim=-1)
-        states = stepper.extend(cache, token, visible, depth)
+        states = stepper.extend(cache, token, parent)
     best = tokens[:, 0].tolist()
     return [row[: row.index(eos_id)] if eos_id in row else row for row in best]
-
-
-def _of(rows: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
-    """``rows [B, W, n]`` of the chosen parents ``[B, W']``."""
-    return rows.gather(1, parent[..., None].expand(-1, -1, rows.shape[-1]))
