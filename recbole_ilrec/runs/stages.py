@@ -236,13 +236,14 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
 
 def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
     """Let a run that was supervised fine-tuning and nothing else be the first stage of preference models."""
-    if not processes.is_first():
+    best = trainer.run_folder / BEST
+    if not processes.is_first() or not best.is_dir():  # no epochs, no weights
         return
     folder = _folder(trainer.config, trainer.model, data.train._dataset, "supervised", [])
     if (folder / MANIFEST).is_file():
         return
     shutil.rmtree(folder / BEST, ignore_errors=True)
-    shutil.copytree(trainer.run_folder / BEST, folder / BEST, copy_function=_linked)
+    shutil.copytree(best, folder / BEST, copy_function=_linked)
     _finish(trainer, folder, score)
 
 
