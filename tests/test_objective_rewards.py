@@ -7,15 +7,19 @@ import torch
 
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import distribution
-from recbole_ilrec.objective.ragged import pair_mask, row_slice, row_softmax, select_rows
+from recbole_ilrec.objective.ragged import RowLists, pair_mask, row_softmax, select_rows
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.schema import LegalTokens
 from tests import reference
 from tests.objective_cases import random_legal
 
 
+def labels(y, scope, legal, **options):
+    return soft_labels(y, scope, legal, RowLists(legal, len(y)).empty, **options)
+
+
 def regularisation(z, y, scope, legal, **options):
-    return collaborative_regularisation(distribution(z), soft_labels(y, scope.to(z.dtype), legal, **options))
+    return collaborative_regularisation(distribution(z), labels(y, scope.to(z.dtype), legal, **options))
 
 
 def close(actual, expected):
@@ -67,7 +71,7 @@ def test_labels_are_those_of_the_rewards_and_their_gradient_is_known():
     z = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     scope = torch.rand(2, 5) > 0.5
     legal = LegalTokens(torch.tensor([0, 0]), torch.tensor([3, 1]), torch.tensor([0.3, 0.7]))
-    q = soft_labels(torch.tensor([1, 0]), scope.double(), legal)
+    q = labels(torch.tensor([1, 0]), scope.double(), legal)
     torch.testing.assert_close(q.sum(1), torch.ones(2, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(collaborative_regularisation(distribution(z), q).sum(), z)
     torch.testing.assert_close(gradient, z.detach().softmax(-1) - q)
@@ -75,7 +79,7 @@ def test_labels_are_those_of_the_rewards_and_their_gradient_is_known():
 
 def test_rows_of_a_list_are_selected_and_renumbered():
     legal = LegalTokens(torch.tensor([0, 0, 2, 2]), torch.tensor([1, 3, 0, 3]), torch.tensor([0.7, 0.3, 0.2, 0.8]))
-    for part in (select_rows(legal, torch.tensor([1, 2]), 3), row_slice(legal, 1, 3)):
+    for part in (select_rows(legal, torch.tensor([1, 2]), 3), RowLists(legal, 3).rows(1, 3)):
         assert (part.row.tolist(), part.token.tolist()) == ([1, 1], [0, 3])
         close(part.reward, torch.tensor([0.2, 0.8]))
     assert pair_mask(legal, torch.ones(3, 4)).nonzero().tolist() == [[0, 1], [0, 3], [2, 0], [2, 3]]

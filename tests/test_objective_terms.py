@@ -85,12 +85,12 @@ def test_golden_distillation_and_regularisation(golden):
     rewards = torch.tensor([0.6, 0.3, 0.05], dtype=torch.float64) / 0.95
     legal = LegalTokens(torch.zeros(3, dtype=torch.long), torch.arange(3), rewards)
     final = final.detach()
-    teacher, labels = distribution(final), soft_labels(y, chosen, legal)
-    cpd = layer_distillation(layers, teacher)[0]
+    teacher, labels = distribution(final), soft_labels(y, chosen, legal, torch.tensor([False]))
+    cpd = layer_distillation(torch.stack(layers, 1), teacher)[0]
     crr = collaborative_regularisation(teacher, labels)
     close(labels, [[0.436738, 0.318475, 0.244787, 0, 0, 0]])
     close(cpd, 0.442742)
-    close(layer_distillation(layers, teacher, direction="teacher_student")[0], 0.443574)
+    close(layer_distillation(torch.stack(layers, 1), teacher, direction="teacher_student")[0], 0.443574)
     close(crr, 1.266862)
     close(penalised_cross_entropy(final, y, w, 0.1)[0] + 0.01 * cpd + 0.005 * crr, 0.778131)
 

@@ -27,12 +27,15 @@ CHUNK_ROWS = 256
 class Tables:
     """Logits of the rows ``low : high``, without gradient, in the head's precision.
 
+    A loss may work in them: it leaves its derivatives in the tables' place.
+
     Attributes:
         low: number of the first row.
         high: one past the last.
         final: ``[n, V]`` of the last layer.
-        ensemble: ``[n, V]`` of the candidate layers' ensemble, or ``None`` where none is asked for.
-        students: ``[K, m, V]`` of the candidate layers at the distilled rows.
+        ensemble: ``[n, V]`` of the candidate layers' ensemble, or ``None`` where none is asked for; its derivatives are
+            read only where they are wanted.
+        students: ``[m, K, V]`` of the candidate layers at the distilled rows.
         distilled: ``[m]`` int64, which of the n rows these are.
     """
 
@@ -44,22 +47,13 @@ class Tables:
     distilled: Tensor
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Derivatives of a block's loss by the tables of the same names; ``None`` for 0."""
-
-    final: Tensor
-    ensemble: Tensor | None = None
-    students: Sequence[Tensor] = ()
-
-
-BlockLoss = Callable[[Tables], tuple[dict[str, Tensor], Gradients]]
-"""Named sums over the rows of a block, and the gradient of their weighted total."""
+BlockLoss = Callable[[Tables], dict[str, Tensor]]
+"""Named values of the rows of a block, any number each; the derivatives of the loss then stand in the tables."""
 
 
 @dataclass
 class HeadLoss:
-    """Sums a block loss over all rows.
+    """A block loss over all rows.
 
     Attributes:
         states: states at the N supervised tokens.
@@ -89,98 +83,106 @@ class HeadLoss:
         self._gradients += [None] * (len(self._inputs) - len(rowwise))  # the first product becomes the sum
 
     @torch.no_grad()
-    def sums(self, loss: BlockLoss) -> dict[str, Tensor]:
-        """Named sums over all rows; the gradients are kept for :meth:`with_gradient`."""
+    def values(self, loss: BlockLoss) -> dict[str, Tensor]:
+        """The named values of all rows, in order; the gradients are kept for :meth:`with_gradient`."""
         rows = len(self.states.final)
         size = max(1, BLOCK.get(self.states.final.device.type, ACCELERATOR_BLOCK) // self._vocab_size)
-        total: dict[str, Tensor] = {}
         blocks = list(range(0, max(rows, 1), size))
         ends = torch.tensor([*blocks[1:], rows], device=self.distilled.device)
         upto = [0, *torch.searchsorted(self.distilled, ends).tolist()]
         together = -(-CHUNK_ROWS // size)
+        found: list[dict[str, Tensor]] = []
         for first in range(0, len(blocks), together):
             bounds = [*blocks[first : first + together + 1], rows][: together + 1]
-            for sums in self._chunk(loss, bounds, upto[first : first + together + 1]):
-                total = {name: total[name] + value if total else value for name, value in sums.items()}
-        return total
+            found += self._chunk(loss, bounds, upto[first : first + together + 1])
+        return {name: torch.cat([values[name] for values in found]) for name in found[0]}
 
     def _chunk(self, loss: BlockLoss, bounds: list[int], upto: list[int]) -> Iterator[dict[str, Tensor]]:
+        """The loss of the blocks between ``bounds``; of the distilled rows, those between ``upto`` lie in them."""
         low, high = bounds[0], bounds[-1]
-        chosen = self.distilled[upto[0] : upto[-1]] - low
-        leaves = [x[low:high].detach() for x in self._inputs[: 1 + len(self.states.candidates)]]
-        for leaf, x in zip(leaves, self._inputs, strict=False):
-            leaf.requires_grad_(self._learns and x.requires_grad)
+        chosen = self.distilled[upto[0] : upto[-1]]
+        leaf, *candidates = (self._leaf(x[low:high], x) for x in self._inputs[: 1 + len(self.states.candidates)])
+        picked = self._picked(chosen)
         with torch.set_grad_enabled(self._learns):
-            outputs = self._logits(leaves, chosen)
+            outputs = self._logits(leaf, picked)
             with torch.set_grad_enabled(self._learns and self.ensemble_learns):
-                ensemble = self.ensemble(leaves[1:]) if self.ensemble else None
+                ensemble = self.ensemble(candidates) if self.ensemble else None
         tables = [x.detach() for x in outputs]
-        final, students = self._parts(tables, high - low)
-        by_ensemble = torch.zeros_like(ensemble) if ensemble is not None and ensemble.requires_grad else None
+        final, students = self._parts(tables, high - low, picked)
+        of_ensemble = None if ensemble is None else ensemble.detach()
+        if of_ensemble is not None and ensemble is not None and ensemble.requires_grad:
+            of_ensemble = of_ensemble.clone()  # what it was computed from may have kept it for its own derivative
         for (start, end), (left, right) in zip(_pairs(bounds), _pairs(upto), strict=True):
-            own, picked = slice(start - low, end - low), slice(left - upto[0], right - upto[0])
-            sums, gradients = loss(
+            own, mine = slice(start - low, end - low), slice(left - upto[0], right - upto[0])
+            yield loss(
                 Tables(
                     low=start,
                     high=end,
                     final=final[own],
-                    ensemble=None if ensemble is None else ensemble.detach()[own],
-                    students=students[:, picked],
-                    distilled=chosen[picked] + low - start,
+                    ensemble=None if of_ensemble is None else of_ensemble[own],
+                    students=students[mine],
+                    distilled=chosen[mine] - start,
                 )
             )
-            final[own] = gradients.final.to(final.dtype)
-            for table, gradient in zip(students, gradients.students, strict=False):
-                table[picked] = gradient.to(table.dtype)
-            if by_ensemble is not None and gradients.ensemble is not None:
-                by_ensemble[own] = gradients.ensemble.to(by_ensemble.dtype)
-            yield sums
         if self._learns:
-            joined = [(outputs[0], tables[0])] + ([] if by_ensemble is None else [(ensemble, by_ensemble)])
-            self._collect(joined, leaves, low, self._inputs[len(leaves) :])
-            self._collect([(outputs[1], tables[1])] if self.spare_head else [], leaves, low, [])
+            joined = [(outputs[0], tables[0]), (ensemble, of_ensemble)]
+            leaves = [leaf, *candidates, picked]
+            self._collect(joined, leaves, low, chosen, self._inputs[1 + len(candidates) :])
+            self._collect([(outputs[1], tables[1])] if self.spare_head else [], leaves, low, chosen, [])
 
-    def _logits(self, leaves: list[Tensor], chosen: Tensor) -> list[Tensor]:
+    def _leaf(self, x: Tensor, source: Tensor) -> Tensor:
+        return x.detach().requires_grad_(self._learns and source.requires_grad)
+
+    def _picked(self, chosen: Tensor) -> Tensor:
+        """``[m, K, H]``, the candidates' states at some rows."""
+        candidates = self.states.candidates
+        if not candidates:
+            final = self.states.final
+            return final.new_zeros(0, 1, final.shape[1])
+        picked = torch.stack([x.detach().index_select(0, chosen) for x in candidates], 1)
+        return picked.requires_grad_(self._learns and any(x.requires_grad for x in candidates))
+
+    def _logits(self, final: Tensor, picked: Tensor) -> list[Tensor]:
         """One head product for all rows; two where the students' must not train the head."""
-        final, candidates = leaves[0], leaves[1:] if len(chosen) else []
-        whole = len(chosen) == len(final)
-        picked = [x if whole else x[chosen] for x in candidates]
         if self.spare_head:
-            return [self.states.head(final), self.states.head(torch.cat([*picked, final[:0]]))]
-        return [self.states.head(torch.cat([final, *picked]) if picked else final)]
+            return [self.states.head(final), self.states.head(picked.flatten(0, 1))]
+        return [self.states.head(torch.cat([final, picked.flatten(0, 1)]) if len(picked) else final)]
 
-    def _parts(self, tables: list[Tensor], rows: int) -> tuple[Tensor, Tensor]:
-        """Views of the logits: the last layer's and the students' ``[K, m, V]``."""
-        final = tables[0][:rows]
+    def _parts(self, tables: list[Tensor], rows: int, picked: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the logits: the last layer's and the students' ``[m, K, V]``."""
         students = tables[1] if self.spare_head else tables[0][rows:]
-        layers = max(1, len(self.states.candidates))
-        return final, students.view(layers, len(students) // layers, students.shape[1])
+        return tables[0][:rows], students.view(*picked.shape[:2], students.shape[1])
 
-    def _collect(self, products: list[Any], leaves: list[Tensor], low: int, weights: list[Tensor]) -> None:
+    def _collect(
+        self, products: list[Any], leaves: list[Tensor], low: int, chosen: Tensor, weights: list[Tensor]
+    ) -> None:
         """Carry gradients by logits on to the states of this chunk, and to ``weights``."""
-        products = [(output, gradient) for output, gradient in products if output.requires_grad]
+        products = [(output, table) for output, table in products if output is not None and output.requires_grad]
         wanted = [(i, x) for i, x in enumerate([*leaves, *weights]) if x.requires_grad]
         if not products or not wanted:
             return
         found = torch.autograd.grad(
             [output for output, _ in products],
             [x for _, x in wanted],
-            [gradient for _, gradient in products],
+            [table for _, table in products],
             allow_unused=True,
         )
+        states = len(leaves) - 1
         for (i, _), gradient in zip(wanted, found, strict=True):
-            kept = self._gradients[i]
             if gradient is None:
                 continue
-            if kept is None:
-                self._gradients[i] = gradient
-            elif i < len(leaves):
-                kept[low : low + len(gradient)].add_(gradient)
+            if i < states:
+                self._gradients[i][low : low + len(gradient)].add_(gradient)
+            elif i == states:
+                for kept, own in zip(self._gradients[1:states], gradient.unbind(1), strict=True):
+                    if kept is not None:
+                        kept.index_add_(0, chosen, own)
             else:
-                kept.add_(gradient)
+                kept = self._gradients[i - 1]  # the picked states have none of their own
+                self._gradients[i - 1] = gradient if kept is None else kept.add_(gradient)
 
     def with_gradient(self, value: Tensor) -> Tensor:
-        """``value`` with the gradients of the last :meth:`sums`."""
+        """``value`` with the gradients of the last :meth:`values`, which are those of its part of the loss."""
         if not self._learns:
             return value
         return _Known.apply(value, self._gradients, *self._inputs)

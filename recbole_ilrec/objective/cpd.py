@@ -1,7 +1,6 @@
 """Cross-layer preference distillation: the last layer teaches the candidate layers (Eq. 8)."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,19 +14,20 @@ from recbole_ilrec.schema import LegalTokens
 def divergence(
     student: Distribution, teacher: Distribution, direction: str = "student_teacher", *, by_teacher: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Divergence between a student p and the teacher q of each row, one term of Eq. 8, with its known gradient.
+    """Divergence between students p and the teacher q of each row, the terms of Eq. 8, with their known gradients.
 
     Choice: Eq. 8 prints KL(student || teacher), unusual for distillation; we follow it. ``cpd_direction:
     teacher_student`` swaps them, ``js`` is the Jensen-Shannon divergence.
 
     Args:
-        student: of N rows.
-        teacher: of the same rows.
+        student: of any number of rows, ``[..., V]``.
+        teacher: of the same rows, or of rows that are broadcast to them.
         direction: ``student_teacher``, ``teacher_student`` or ``js``.
         by_teacher: whether the derivative by the teacher's logits is wanted too.
 
     Returns:
-        values ``[N]`` in nats, >= 0; derivatives by the logits of the student and, if wanted, of the teacher.
+        values in nats, >= 0; derivatives by the logits of the student and, if wanted, of the teacher, as if each
+        student had a teacher of its own.
     """
     if direction == "student_teacher":
         value, by_p = _relative_entropy(student, teacher)  # Eq. 8
@@ -35,7 +35,7 @@ def divergence(
     if direction == "teacher_student":
         value, by_q = _relative_entropy(teacher, student)
         return value, student.p - teacher.p, by_q if by_teacher else None
-    logs = [x.logits - x.mass[:, None] for x in (student, teacher)]
+    logs = [x.logits - x.mass[..., None] for x in (student, teacher)]
     mean = Distribution(torch.logaddexp(*logs).sub_(math.log(2)), student.p, torch.zeros_like(student.mass))
     (value_p, by_p), (value_q, by_q) = (_relative_entropy(x, mean) for x in (student, teacher))
     # The mixture moves with p and q, but its share of the gradient sums to zero.
@@ -43,10 +43,10 @@ def divergence(
 
 
 def _relative_entropy(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
-    """KL(p || q) ``[N]`` and its derivative by the logits of p, p (log p - log q - KL); the masses cancel in it."""
+    """KL(p || q) and its derivative by the logits of p, p (log p - log q - KL); the masses cancel in it."""
     difference = p.logits - q.logits
     mean = torch.linalg.vecdot(p.p, difference)
-    return (mean - p.mass + q.mass).clamp_min_(0.0), difference.sub_(mean[:, None]).mul_(p.p)
+    return (mean - p.mass + q.mass).clamp_min_(0.0), difference.sub_(mean[..., None]).mul_(p.p)
 
 
 def legal_divergence(
@@ -80,21 +80,21 @@ def _entropy_terms(p: Tensor, q: Tensor) -> Tensor:
 
 
 def layer_distillation(
-    students: Sequence[Tensor] | Tensor,
+    students: Tensor,
     teacher: Distribution,
     *,
     direction: str = "student_teacher",
     token_ids: Tensor | None = None,
     legal: LegalTokens | None = None,
     by_teacher: bool = False,
-) -> tuple[Tensor, list[Tensor], Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Eq. 8 of each row: how far the candidate layers are from the last one, summed over them, and its gradient.
 
     Choice: Eq. 8 compares distributions over the whole vocabulary; ``cpd_support`` narrows them to the item tokens
     (``token_ids`` given) or to the legal tokens (``legal`` given), renormalised there.
 
     Args:
-        students: K tensors ``[N, V]``, logits of the candidate layers.
+        students: ``[N, K, V]``, logits of the candidate layers.
         teacher: of the last layer.
         direction: as for :func:`divergence`.
         token_ids: ``[S]`` int64, or ``None`` for all tokens.
@@ -102,37 +102,37 @@ def layer_distillation(
         by_teacher: whether the derivative by the teacher's logits is wanted too.
 
     Returns:
-        values ``[N]``; derivatives ``[N, V]`` by each student and, if wanted, by the teacher.
+        values ``[N]``; derivatives ``[N, K, V]`` by the students and, if wanted, ``[N, V]`` by the teacher.
     """
-    values, vocab_size = torch.zeros_like(teacher.mass), teacher.logits.shape[1]
-    known = teacher if token_ids is None else distribution(teacher.logits[:, token_ids])
-    gradients, by_q = [], None
-    for logits in map(at_least_float32, students):
-        if legal is not None:
-            value, by_p, own = _legal_with_gradients(logits, teacher.logits, legal, direction)
-        else:
-            student = distribution(logits if token_ids is None else logits[:, token_ids])
-            value, by_p, own = divergence(student, known, direction, by_teacher=by_teacher)
-        values.add_(value)  # Eq. 8
-        gradients.append(_spread(by_p, token_ids, vocab_size))
-        if own is not None and by_teacher:
-            by_q = _spread(own, token_ids, vocab_size) + (0.0 if by_q is None else by_q)
-    return values, gradients, by_q
+    students = at_least_float32(students)
+    if legal is not None:
+        values, by_students, by_q = _legal_with_gradients(students, teacher.logits, legal, direction)
+        return values, by_students, by_q if by_teacher else None
+    vocab_size = students.shape[-1]
+    if token_ids is not None:
+        students, teacher = students[..., token_ids], distribution(teacher.logits[:, token_ids])
+    beside = Distribution(*(x.unsqueeze(1) for x in teacher))  # of all K
+    values, by_p, by_q = divergence(distribution(students), beside, direction, by_teacher=by_teacher)
+    by_teacher_logits = None if by_q is None else _spread(by_q.sum(1), token_ids, vocab_size)
+    return values.sum(1), _spread(by_p, token_ids, vocab_size), by_teacher_logits  # Eq. 8
 
 
 def _spread(gradient: Tensor, token_ids: Tensor | None, vocab_size: int) -> Tensor:
     """A gradient by some tokens as one by all."""
     if token_ids is None:
         return gradient
-    return gradient.new_zeros(len(gradient), vocab_size).index_copy_(1, token_ids, gradient)
+    return gradient.new_zeros(*gradient.shape[:-1], vocab_size).index_copy_(-1, token_ids, gradient)
 
 
-def _legal_with_gradients(student: Tensor, teacher: Tensor, legal: LegalTokens, direction: str):
-    """:func:`legal_divergence` and its derivatives by both tables."""
+def _legal_with_gradients(
+    students: Tensor, teacher: Tensor, legal: LegalTokens, direction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of :func:`legal_divergence` over the students, and its derivatives by both tables."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (student, teacher)]
-        value = legal_divergence(leaves[0], leaves[1], legal, direction)
-        return value.detach(), *torch.autograd.grad(value.sum(), leaves)
+        leaves = [x.detach().requires_grad_() for x in (students, teacher)]
+        each = [legal_divergence(student, leaves[1], legal, direction) for student in leaves[0].unbind(1)]
+        values = torch.stack(each).sum(0)
+        return values.detach(), *torch.autograd.grad(values.sum(), leaves)
 
 
 def sample_rows(rows: int, share: float, generator: torch.Generator | None, device: torch.device) -> Tensor | None:

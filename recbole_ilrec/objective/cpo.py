@@ -87,4 +87,4 @@ def frac_negative_logit(logits: Tensor, weights: Tensor) -> Tensor:
     Returns:
         ``[N]`` in [0, 1]; 0 for a row without negatives.
     """
-    return torch.linalg.vecdot(weights, torch.lt(logits, 0, out=torch.empty_like(logits)))
+    return torch.lt(logits, 0, out=torch.empty_like(logits)).mul_(weights).sum(1)

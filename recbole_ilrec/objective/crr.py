@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from recbole_ilrec.objective.distribution import Distribution, restricted_softmax
+from recbole_ilrec.objective.distribution import Distribution, barrier
+from recbole_ilrec.objective.ragged import flat_index
 from recbole_ilrec.schema import LegalTokens
 
 
@@ -11,6 +12,7 @@ def soft_labels(
     targets: Tensor,
     scope: Tensor,
     legal: LegalTokens,
+    outside: Tensor,
     *,
     label: str = "softmax",
     temperature: float = 1.0,
@@ -32,6 +34,7 @@ def soft_labels(
         targets: ``[N]`` int64.
         scope: ``[N, V]`` of 0 and 1, H; the target is added to it.
         legal: legal tokens of the N rows, with rewards.
+        outside: ``[N]`` bool, rows whose prefix is outside the trie: those without a legal token.
         label: ``softmax`` or ``normalised``.
         temperature: of the softmax.
         truth_floor: lower bound of the truth's reward.
@@ -44,19 +47,25 @@ def soft_labels(
     """
     if legal.reward is None:
         raise ValueError("Eq. 11 needs rewards; these legal tokens carry none")
-    truth = targets[:, None]
-    rewards = torch.zeros_like(scope)
-    rewards[legal.row, legal.token] = legal.reward.to(scope.dtype)
-    own = rewards.gather(1, truth).masked_fill(outside_trie(legal, len(targets))[:, None], 1.0)
-    rewards.scatter_(1, truth, own.clamp_min(truth_floor))
-    members = scope.scatter(1, truth, 1.0)
+    truth, at, reward = targets[:, None], flat_index(legal, scope), legal.reward.to(scope.dtype)
     if label == "softmax":
-        return restricted_softmax(rewards.div_(temperature), members)  # Eq. 11
-    rewards.mul_(members)
+        exponents = barrier(scope).scatter_(1, truth, 0.0)
+        exponents.view(-1).scatter_add_(0, at, reward / temperature)
+        own = _lifted(exponents.gather(1, truth), outside, truth_floor / temperature, 1 / temperature)
+        return exponents.scatter_(1, truth, own).softmax(-1)  # Eq. 11
+    rewards = torch.zeros_like(scope)
+    rewards.view(-1).scatter_(0, at, reward)
+    rewards.scatter_(1, truth, _lifted(rewards.gather(1, truth), outside, truth_floor, 1.0))
+    rewards.mul_(scope.scatter(1, truth, 1.0))
     total = rewards.sum(1, keepdim=True)
     empty = total <= torch.finfo(scope.dtype).tiny
     rewards.div_(total.masked_fill(empty, 1.0)).mul_(~empty)
     return rewards.scatter_add_(1, truth, empty.to(scope.dtype))
+
+
+def _lifted(own: Tensor, outside: Tensor, floor: float, whole: float) -> Tensor:
+    """The truth's reward ``[N, 1]``: not below the floor, and the ``whole`` where nothing else has one."""
+    return torch.where(outside[:, None], whole, own.clamp_min_(floor))
 
 
 def collaborative_regularisation(final: Distribution, labels: Tensor) -> Tensor:
@@ -73,10 +82,3 @@ def collaborative_regularisation(final: Distribution, labels: Tensor) -> Tensor:
         ``[N]``, nats.
     """
     return final.mass - torch.linalg.vecdot(labels, final.logits)  # Eq. 11
-
-
-def outside_trie(legal: LegalTokens, rows: int) -> Tensor:
-    """``[N]`` bool, rows without a legal token."""
-    outside = torch.ones(rows, dtype=torch.bool, device=legal.row.device)
-    outside[legal.row] = False
-    return outside

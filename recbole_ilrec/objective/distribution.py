@@ -41,6 +41,11 @@ def distribution(logits: Tensor) -> Distribution:
     return Distribution(logits, p, logits.amax(-1) - p.amax(-1).log())
 
 
+def barrier(members: Tensor) -> Tensor:
+    """What to add to logits so that only tokens at which ``members`` is 1 keep a probability: 0 there, else -FAR."""
+    return torch.add(members.new_full((), -FAR), members, alpha=FAR)
+
+
 def restricted_softmax(logits: Tensor, members: Tensor) -> Tensor:
     """Softmax over the tokens of each row at which ``members [N, V]`` is 1; all 0 in a row without any."""
-    return torch.add(logits, 1 - members, alpha=-FAR).softmax(-1) * members
+    return barrier(members).add_(logits).softmax(-1) * members

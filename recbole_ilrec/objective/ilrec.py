@@ -11,12 +11,12 @@ from torch import Tensor
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective.base import Needs
-from recbole_ilrec.objective.blocks import Gradients, HeadLoss, Tables
+from recbole_ilrec.objective.blocks import HeadLoss, Tables
 from recbole_ilrec.objective.cpd import layer_distillation, sample_rows
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
-from recbole_ilrec.objective.crr import collaborative_regularisation, outside_trie, soft_labels
+from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import Distribution, distribution
-from recbole_ilrec.objective.ragged import pair_mask, row_slice, select_rows
+from recbole_ilrec.objective.ragged import RowLists, pair_mask, select_rows
 from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
 from recbole_ilrec.objective.sft import at_least_float32
 from recbole_ilrec.schema import LayerStates, LegalTokens, LossTerms, TokenBatch
@@ -26,13 +26,34 @@ PARTS = ("cpo", "cpd", "crr")
 MONITORS = ("ce", "negatives", "penalised", "frac_negative_logit", "outside_trie")
 
 
-class _Step(NamedTuple):
-    """What a block of rows needs to know of its step: see :meth:`ILRec.__call__`."""
+class _Rows(NamedTuple):
+    """Rows of a block; see :meth:`ILRec.__call__`."""
 
+    final: Distribution
     targets: Tensor
     active: Tensor | None
     legal: LegalTokens | None
+    outside: Tensor
+
+
+class _Step(NamedTuple):
+    """All rows of a step."""
+
+    targets: Tensor
+    active: Tensor | None
+    legal: RowLists | None
     scale: float
+
+    def rows(self, tables: Tables) -> _Rows:
+        """Those of a block; ``outside`` says which have no legal token."""
+        own = slice(tables.low, tables.high)
+        return _Rows(
+            distribution(at_least_float32(tables.final)),
+            self.targets[own],
+            None if self.active is None else self.active[own],
+            None if self.legal is None else self.legal.rows(tables.low, tables.high),
+            self.targets.new_zeros(0) if self.legal is None else self.legal.empty[own],
+        )
 
 
 class ILRec:
@@ -126,7 +147,8 @@ class ILRec:
             ensemble_learns=not settings.detach_weights,
             spare_head=settings.cpd_detach_head,
         )
-        sums = whole.sums(partial(self._block, _Step(batch.targets, active, legal, scale)))
+        step = _Step(batch.targets, active, None if legal is None else RowLists(legal, batch.count), scale)
+        sums = self._sums(step, whole.values(partial(self._block, step)))
         weights = {"cpo": 1.0, "cpd": self.cpd_weight, "crr": self.crr_weight}  # Eq. 9, 12
         return LossTerms(
             parts={name: sums[name] for name in PARTS},
@@ -148,156 +170,143 @@ class ILRec:
     def _distilled(
         self, targets: Tensor, active: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, float]:
-        """Rows of Eq. 8, ascending, and the factor that makes up for those left out.
+        """Rows of Eq. 8, ascending, and the factor of their sum.
 
-        ``cpd_share`` below 1 takes a random share of the tokens and scales their sum up, which is unbiased.
+        ``cpd_share`` below 1 takes a random share of the tokens; the factor makes up for those left out, which is
+        unbiased.
         """
         if not self.cpd_weight:
             return targets.new_zeros(0), 1.0
+        scale = 1 / self.needs.layers if self.settings.cpd_layer_reduction == "mean" else 1.0
         rows = torch.arange(len(targets), device=targets.device) if active is None else active.nonzero().squeeze(1)
         chosen = sample_rows(len(rows), self.settings.cpd_share, generator, targets.device)
-        return (rows, 1.0) if chosen is None else (rows[chosen], len(rows) / len(chosen))
+        return (rows, scale) if chosen is None else (rows[chosen], scale * len(rows) / len(chosen))
 
-    def _block(self, step: _Step, tables: Tables) -> tuple[dict[str, Tensor], Gradients]:
-        """The sums of all parts and monitors over a block of rows, and the gradient of the weighted total."""
-        rows = slice(tables.low, tables.high)
-        targets = step.targets[rows]
-        active = None if step.active is None else step.active[rows]
-        legal = None if step.legal is None else row_slice(step.legal, tables.low, tables.high)
-        final = distribution(at_least_float32(tables.final))
-        ce = final.cross_entropy(targets)
-        sums = dict.fromkeys(PARTS + MONITORS, ce.new_zeros(()))
-        sums["ce"] = ce.sum()
-        negatives = self._negatives(tables, final.logits, targets, legal, active)
-        by_final, by_ensemble = self._penalised(tables, final, targets, negatives, sums)
-        if self.crr_weight and legal is not None:
-            self._regularised(final, targets, negatives, legal, active, by_final, sums)
-        by_students: list[Tensor] = []
+    def _sums(self, step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of all parts and monitors."""
+        sums = {name: value.sum() for name, value in values.items()}
+        sums["cpd"] *= step.scale
+        sums["penalised"] = (values["negatives"] > 0).sum().to(sums["ce"].dtype)
+        if self.crr_weight and step.legal is not None:
+            outside = step.legal.empty if step.active is None else step.legal.empty & step.active
+            sums["outside_trie"] = outside.sum().to(sums["ce"].dtype)
+        return sums
+
+    def _block(self, step: _Step, tables: Tables) -> dict[str, Tensor]:
+        """Parts and monitors of each row of a block, and into ``tables`` the gradient of the weighted total."""
+        rows = step.rows(tables)
+        ce = rows.final.cross_entropy(rows.targets)
+        values = dict.fromkeys(PARTS + MONITORS, ce.new_zeros(0))
+        values["ce"] = ce
+        negatives = self._negatives(tables, rows)
+        by_final = self._penalised(tables, rows, negatives, values)
+        if self.crr_weight and rows.legal is not None:
+            self._regularised(rows, rows.legal, negatives, by_final, values)
         if self.cpd_weight and tables.students.numel():
-            by_students = self._distil(tables, final, legal, step.scale, by_final, sums)
-        return sums, Gradients(by_final, by_ensemble, by_students)
+            self._distil(tables, rows, step.scale, by_final, values)
+        tables.final.copy_(by_final)
+        return values
 
-    def _negatives(
-        self, tables: Tables, logits: Tensor, targets: Tensor, legal: LegalTokens | None, active: Tensor | None
-    ) -> Tensor | None:
+    def _negatives(self, tables: Tables, rows: _Rows) -> Tensor | None:
         """``[n, V]`` of 0 and 1, Eq. 4-5; ``None`` where no part uses them."""
-        settings = self.settings
+        settings, logits = self.settings, rows.final.logits
         if not self._uses_negatives:
             return None
         allowed = None
         if settings.neg_scope == "item_tokens" and self.item_tokens is not None:
             allowed = self.item_tokens.to(logits.device)
-        elif settings.neg_scope == "legal" and legal is not None:
-            allowed = pair_mask(legal, logits)
+        elif settings.neg_scope == "legal" and rows.legal is not None:
+            allowed = pair_mask(rows.legal, logits)
         negatives = hard_negatives(
             logits if tables.ensemble is None else tables.ensemble,
-            targets,
+            rows.targets,
             settings.alpha,
             threshold_on=settings.threshold_on,
             final=logits if settings.tau_from == "final" else None,
             allowed=allowed,
             max_negatives=settings.max_negatives,
         )
-        return negatives if active is None else negatives.mul_(active[:, None])
+        return negatives if rows.active is None else negatives.mul_(rows.active[:, None])
 
     def _penalised(
-        self,
-        tables: Tables,
-        final: Distribution,
-        targets: Tensor,
-        negatives: Tensor | None,
-        sums: dict[str, Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Eq. 6-7: adds to ``sums``; the derivative by the final logits and, if it is wanted, by the ensemble's.
+        self, tables: Tables, rows: _Rows, negatives: Tensor | None, values: dict[str, Tensor]
+    ) -> Tensor:
+        """Eq. 6-7: adds to ``values``; the derivative by the final logits.
 
         Choice: weights are coefficients, so no gradient flows through them; ``detach_weights: false`` lets it.
         """
+        final, truth = rows.final, rows.targets[:, None]
         if negatives is None:
-            sums["cpo"] = sums["ce"]
-            truth = torch.full_like(final.p[:, :1], -1.0)
-            return final.p.scatter_add(1, targets[:, None], truth), None
+            values["cpo"] = values["ce"]
+            return final.p.scatter_add(1, truth, torch.full_like(final.p[:, :1], -1.0))
         learns = not self.settings.detach_weights
-        logits = final.logits
-        source = logits if tables.ensemble is None else tables.ensemble
+        source = final.logits if tables.ensemble is None else tables.ensemble
         with torch.set_grad_enabled(learns):
             source = source.detach().requires_grad_(learns)
             weights = penalty_weights(source, negatives, weight_from=self.settings.weight_from)
-        values, by_final, by_weights = penalised_cross_entropy(
-            logits, targets, weights.detach(), self.beta, self.settings.penalty, by_weights=learns
+        values["cpo"], by_final, by_weights = penalised_cross_entropy(
+            final.logits, rows.targets, weights.detach(), self.beta, self.settings.penalty, by_weights=learns
         )
-        count = negatives.sum(1)
-        sums["cpo"] = values.sum()
-        sums["negatives"] = count.sum()
-        sums["penalised"] = (count > 0).sum().to(values.dtype)
-        sums["frac_negative_logit"] = frac_negative_logit(logits, weights.detach()).sum()
-        if by_weights is None or not weights.requires_grad:
-            return by_final, None
-        (by_source,) = torch.autograd.grad(weights, source, by_weights)
+        values["negatives"] = negatives.sum(1)
+        values["frac_negative_logit"] = frac_negative_logit(final.logits, weights.detach())
+        if by_weights is None:
+            return by_final
+        known = weights.requires_grad
+        by_source = torch.autograd.grad(weights, source, by_weights)[0] if known else torch.zeros_like(source)
         if tables.ensemble is None:
-            return by_final.add_(by_source), None
-        return by_final, by_source
+            return by_final.add_(by_source)
+        tables.ensemble.copy_(by_source)
+        return by_final
 
     def _regularised(
         self,
-        final: Distribution,
-        targets: Tensor,
-        negatives: Tensor | None,
+        rows: _Rows,
         legal: LegalTokens,
-        active: Tensor | None,
+        negatives: Tensor | None,
         by_final: Tensor,
-        sums: dict[str, Tensor],
+        values: dict[str, Tensor],
     ) -> None:
-        """Eq. 11: adds to ``sums`` and to the derivative by the final logits."""
-        settings = self.settings
+        """Eq. 11: adds to ``values`` and to the derivative by the final logits."""
+        settings, active = self.settings, rows.active
         scope = negatives
         if settings.crr_scope == "legal" or scope is None:
-            scope = pair_mask(legal, final.p)
+            scope = pair_mask(legal, rows.final.p)
         labels = soft_labels(
-            targets,
+            rows.targets,
             scope,
             legal,
+            rows.outside,
             label=settings.crr_label,
             temperature=settings.crr_temperature,
             truth_floor=settings.r_truth_floor,
         )
-        values = collaborative_regularisation(final, labels)
-        difference = torch.sub(final.p, labels, out=labels)
-        outside = outside_trie(legal, len(targets))
+        value = collaborative_regularisation(rows.final, labels)
+        difference = torch.sub(rows.final.p, labels, out=labels)
         if active is not None:
-            values, difference, outside = values * active, difference.mul_(active[:, None]), outside & active
-        sums["crr"] = values.sum()
-        sums["outside_trie"] = outside.sum().to(values.dtype)
+            value, difference = value * active, difference.mul_(active[:, None])
+        values["crr"] = value
         by_final.add_(difference, alpha=self.crr_weight)
 
     def _distil(
-        self,
-        tables: Tables,
-        final: Distribution,
-        legal: LegalTokens | None,
-        scale: float,
-        by_final: Tensor,
-        sums: dict[str, Tensor],
-    ) -> list[Tensor]:
-        """Eq. 8: adds to ``sums``; the derivatives by the students' logits.
+        self, tables: Tables, rows: _Rows, scale: float, by_final: Tensor, values: dict[str, Tensor]
+    ) -> None:
+        """Eq. 8: adds to ``values``; derivatives into the students' table and, if it learns, to the teacher's.
 
         Choice: the last layer only teaches, no gradient flows into it; ``detach_teacher: false`` lets it.
         """
-        settings, chosen, rows = self.settings, tables.distilled, len(final.p)
-        narrow = legal if settings.cpd_support == "legal" else None
-        values, by_students, by_teacher = layer_distillation(
+        settings, chosen, count = self.settings, tables.distilled, len(rows.targets)
+        narrow = rows.legal if settings.cpd_support == "legal" else None
+        values["cpd"], by_students, by_teacher = layer_distillation(
             tables.students,
-            final if len(chosen) == rows else final.rows(chosen),
+            rows.final if len(chosen) == count else rows.final.rows(chosen),
             direction=settings.cpd_direction,
-            token_ids=self._item_ids(final.p.device) if settings.cpd_support == "item_tokens" else None,
-            legal=None if narrow is None else select_rows(narrow, chosen, rows),
+            token_ids=self._item_ids(chosen.device) if settings.cpd_support == "item_tokens" else None,
+            legal=None if narrow is None else select_rows(narrow, chosen, count),
             by_teacher=not settings.detach_teacher,
         )
-        if settings.cpd_layer_reduction == "mean":
-            scale /= len(tables.students)
-        sums["cpd"] = scale * values.sum()
+        torch.mul(by_students, scale * self.cpd_weight, out=tables.students)
         if by_teacher is not None:
             by_final.index_add_(0, chosen, by_teacher, alpha=scale * self.cpd_weight)
-        return [gradient.mul_(scale * self.cpd_weight) for gradient in by_students]
 
     def _item_ids(self, device: torch.device) -> Tensor | None:
         return None if self.item_tokens is None else self.item_tokens.to(device).nonzero().squeeze(1)

@@ -33,15 +33,36 @@ def row_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
 def pair_mask(legal: LegalTokens, table: Tensor) -> Tensor:
     """A table like ``table [N, V]`` that is 1 at the listed pairs and 0 elsewhere."""
     mask = torch.zeros_like(table)
-    mask[legal.row, legal.token] = 1.0
+    mask.view(-1)[flat_index(legal, table)] = 1.0
     return mask
 
 
-def row_slice(legal: LegalTokens, low: int, high: int) -> LegalTokens:
-    """The entries of the rows ``low : high``, renumbered from 0."""
-    first, end = torch.searchsorted(legal.row, torch.tensor([low, high], device=legal.row.device)).tolist()
-    reward = None if legal.reward is None else legal.reward[first:end]
-    return LegalTokens(legal.row[first:end] - low, legal.token[first:end], reward)
+def flat_index(legal: LegalTokens, table: Tensor) -> Tensor:
+    """``[M]`` int64, where the listed pairs stand in ``table.view(-1)``; with it torch reads and writes fastest."""
+    return torch.add(legal.token, legal.row, alpha=table.shape[1])
+
+
+class RowLists:
+    """The lists of N rows, ready to be cut.
+
+    Args:
+        legal: entries of the N rows.
+        rows: N.
+
+    Attributes:
+        empty: ``[N]`` bool, rows without an entry.
+    """
+
+    def __init__(self, legal: LegalTokens, rows: int):
+        self._legal = legal
+        first = torch.searchsorted(legal.row, torch.arange(rows + 1, device=legal.row.device))
+        self.empty = first.diff() == 0
+        self._first: list[int] = first.tolist()
+
+    def rows(self, low: int, high: int) -> LegalTokens:
+        """The entries of the rows ``low : high``, renumbered from 0."""
+        legal, own = self._legal, slice(self._first[low], self._first[high])
+        return LegalTokens(legal.row[own] - low, legal.token[own], None if legal.reward is None else legal.reward[own])
 
 
 def select_rows(legal: LegalTokens, chosen: Tensor, rows: int) -> LegalTokens:
