@@ -171,9 +171,9 @@ class Backbone(nn.Module):
         picked: list[Tensor] = []
         with self._captured(layers[first:-1], picked):
             hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        final = hidden.flatten(0, 1)[select]
+        final = hidden.flatten(0, 1).index_select(0, select)
         # Not in the hook: gradient checkpointing runs a block again without it, and must find the same operations.
-        states = (hidden.flatten(0, 1)[select] for hidden in picked)
+        states = (hidden.flatten(0, 1).index_select(0, select) for hidden in picked)
         lower = tuple(self.norm(state) if apply_final_norm else state for state in states)
         return LayerStates(final=final, candidates=lower, head=self.head)
 

@@ -176,7 +176,7 @@ class HeadLoss:
             elif i == states:
                 for kept, own in zip(self._gradients[1:states], gradient.unbind(1), strict=True):
                     if kept is not None:
-                        kept.index_add_(0, chosen, own)
+                        kept.index_put_((chosen,), own, accumulate=True)
             else:
                 kept = self._gradients[i - 1]  # the picked states have none of their own
                 self._gradients[i - 1] = gradient if kept is None else kept.add_(gradient)

@@ -28,7 +28,7 @@ class Distribution(NamedTuple):
 
     def rows(self, chosen: Tensor) -> "Distribution":
         """Some of the rows."""
-        return Distribution(self.logits[chosen], self.p[chosen], self.mass[chosen])
+        return Distribution(*(x.index_select(0, chosen) for x in self))
 
     def cross_entropy(self, targets: Tensor) -> Tensor:
         """-log p of ``targets [N]``, nats."""

@@ -200,11 +200,15 @@ class ILRec:
         values["ce"] = ce
         negatives = self._negatives(tables, rows)
         by_final = self._penalised(tables, rows, negatives, values)
+        difference: Tensor | None = None
         if self.crr_weight and rows.legal is not None:
-            self._regularised(rows, rows.legal, negatives, by_final, values)
+            difference = self._regularised(rows, rows.legal, negatives, values)
         if self.cpd_weight and tables.students.numel():
             self._distil(tables, rows, step.scale, by_final, values)
-        tables.final.copy_(by_final)
+        if difference is None:
+            tables.final.copy_(by_final)
+        else:
+            torch.add(by_final, difference, alpha=self.crr_weight, out=tables.final)
         return values
 
     def _negatives(self, tables: Tables, rows: _Rows) -> Tensor | None:
@@ -259,14 +263,9 @@ class ILRec:
         return by_final
 
     def _regularised(
-        self,
-        rows: _Rows,
-        legal: LegalTokens,
-        negatives: Tensor | None,
-        by_final: Tensor,
-        values: dict[str, Tensor],
-    ) -> None:
-        """Eq. 11: adds to ``values`` and to the derivative by the final logits."""
+        self, rows: _Rows, legal: LegalTokens, negatives: Tensor | None, values: dict[str, Tensor]
+    ) -> Tensor:
+        """Eq. 11: adds to ``values``; the derivative by the final logits."""
         settings, active = self.settings, rows.active
         scope = negatives
         if settings.crr_scope == "legal" or scope is None:
@@ -285,7 +284,7 @@ class ILRec:
         if active is not None:
             value, difference = value * active, difference.mul_(active[:, None])
         values["crr"] = value
-        by_final.add_(difference, alpha=self.crr_weight)
+        return difference
 
     def _distil(
         self, tables: Tables, rows: _Rows, scale: float, by_final: Tensor, values: dict[str, Tensor]

@@ -89,7 +89,7 @@ def hard_negatives(
     """
     ensemble = ensemble.detach()
     truth = targets[:, None]
-    negatives = torch.empty_like(ensemble, dtype=torch.promote_types(ensemble.dtype, torch.float32))
+    negatives = torch.empty_like(ensemble, dtype=at_least_float32(ensemble[:0]).dtype)
     if math.isinf(alpha):
         return negatives.zero_()
     source = ensemble if final is None else final.detach()

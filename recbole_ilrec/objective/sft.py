@@ -11,7 +11,7 @@ from recbole_ilrec.settings import ILRecSettings
 
 def at_least_float32(logits: Tensor) -> Tensor:
     """``logits`` in the precision in which losses are computed: float32, or float64 where that came in."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
