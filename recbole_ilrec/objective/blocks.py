@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from recbole_ilrec.schema import LayerStates
 
-BLOCK = {"cpu": 2**18}
+BLOCK = {"cpu": 2**19}
 """Numbers of a table that a loss works on at a time: what a core's cache holds."""
 ACCELERATOR_BLOCK = 2**26
 CHUNK_ROWS = 256
@@ -86,7 +86,8 @@ class HeadLoss:
     def values(self, loss: BlockLoss) -> dict[str, Tensor]:
         """The named values of all rows, in order; the gradients are kept for :meth:`with_gradient`."""
         rows = len(self.states.final)
-        size = max(1, BLOCK.get(self.states.final.device.type, ACCELERATOR_BLOCK) // self._vocab_size)
+        most = max(1, BLOCK.get(self.states.final.device.type, ACCELERATOR_BLOCK) // self._vocab_size)
+        size = -(-rows // max(1, -(-rows // most))) or 1  # as many blocks as that takes, of like size
         blocks = list(range(0, max(rows, 1), size))
         ends = torch.tensor([*blocks[1:], rows], device=self.distilled.device)
         upto = [0, *torch.searchsorted(self.distilled, ends).tolist()]

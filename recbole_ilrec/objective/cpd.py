@@ -12,7 +12,12 @@ from recbole_ilrec.schema import LegalTokens
 
 
 def divergence(
-    student: Distribution, teacher: Distribution, direction: str = "student_teacher", *, by_teacher: bool = False
+    student: Distribution,
+    teacher: Distribution,
+    direction: str = "student_teacher",
+    *,
+    by_teacher: bool = False,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Divergence between students p and the teacher q of each row, the terms of Eq. 8, with their known gradients.
 
@@ -24,13 +29,14 @@ def divergence(
         teacher: of the same rows, or of rows that are broadcast to them.
         direction: ``student_teacher``, ``teacher_student`` or ``js``.
         by_teacher: whether the derivative by the teacher's logits is wanted too.
+        out: where the derivative by the student's may be written; its logits' own place will do.
 
     Returns:
         values in nats, >= 0; derivatives by the logits of the student and, if wanted, of the teacher, as if each
         student had a teacher of its own.
     """
     if direction == "student_teacher":
-        value, by_p = _relative_entropy(student, teacher)  # Eq. 8
+        value, by_p = _relative_entropy(student, teacher, out)  # Eq. 8
         return value, by_p, teacher.p - student.p if by_teacher else None
     if direction == "teacher_student":
         value, by_q = _relative_entropy(teacher, student)
@@ -42,11 +48,11 @@ def divergence(
     return (value_p + value_q) / 2, by_p.div_(2), by_q.div_(2) if by_teacher else None
 
 
-def _relative_entropy(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+def _relative_entropy(p: Distribution, q: Distribution, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """KL(p || q) and its derivative by the logits of p, p (log p - log q - KL); the masses cancel in it."""
-    difference = p.logits - q.logits
-    mean = torch.linalg.vecdot(p.p, difference)
-    return (mean - p.mass + q.mass).clamp_min_(0.0), difference.sub_(mean[..., None]).mul_(p.p)
+    weighted = torch.sub(p.logits, q.logits, out=out).mul_(p.p)
+    mean = weighted.sum(-1)
+    return (mean - p.mass + q.mass).clamp_min_(0.0), weighted.addcmul_(p.p, mean[..., None], value=-1)
 
 
 def legal_divergence(
@@ -94,7 +100,7 @@ def layer_distillation(
     (``token_ids`` given) or to the legal tokens (``legal`` given), renormalised there.
 
     Args:
-        students: ``[N, K, V]``, logits of the candidate layers.
+        students: ``[N, K, V]``, logits of the candidate layers; may be overwritten.
         teacher: of the last layer.
         direction: as for :func:`divergence`.
         token_ids: ``[S]`` int64, or ``None`` for all tokens.
@@ -112,7 +118,7 @@ def layer_distillation(
     if token_ids is not None:
         students, teacher = students[..., token_ids], distribution(teacher.logits[:, token_ids])
     beside = Distribution(*(x.unsqueeze(1) for x in teacher))  # of all K
-    values, by_p, by_q = divergence(distribution(students), beside, direction, by_teacher=by_teacher)
+    values, by_p, by_q = divergence(distribution(students), beside, direction, by_teacher=by_teacher, out=students)
     by_teacher_logits = None if by_q is None else _spread(by_q.sum(1), token_ids, vocab_size)
     return values.sum(1), _spread(by_p, token_ids, vocab_size), by_teacher_logits  # Eq. 8
 

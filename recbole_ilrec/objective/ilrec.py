@@ -198,17 +198,18 @@ class ILRec:
         ce = rows.final.cross_entropy(rows.targets)
         values = dict.fromkeys(PARTS + MONITORS, ce.new_zeros(0))
         values["ce"] = ce
+        by_teacher: Tensor | None = None
+        if self.cpd_weight and tables.students.numel():  # first: it needs most memory
+            by_teacher = self._distil(tables, rows, step.scale, values)
         negatives = self._negatives(tables, rows)
         by_final = self._penalised(tables, rows, negatives, values)
-        difference: Tensor | None = None
+        if by_teacher is not None:
+            by_final.index_add_(0, tables.distilled, by_teacher, alpha=step.scale * self.cpd_weight)
         if self.crr_weight and rows.legal is not None:
             difference = self._regularised(rows, rows.legal, negatives, values)
-        if self.cpd_weight and tables.students.numel():
-            self._distil(tables, rows, step.scale, by_final, values)
-        if difference is None:
-            tables.final.copy_(by_final)
-        else:
             torch.add(by_final, difference, alpha=self.crr_weight, out=tables.final)
+        else:
+            tables.final.copy_(by_final)
         return values
 
     def _negatives(self, tables: Tables, rows: _Rows) -> Tensor | None:
@@ -232,9 +233,7 @@ class ILRec:
         )
         return negatives if rows.active is None else negatives.mul_(rows.active[:, None])
 
-    def _penalised(
-        self, tables: Tables, rows: _Rows, negatives: Tensor | None, values: dict[str, Tensor]
-    ) -> Tensor:
+    def _penalised(self, tables: Tables, rows: _Rows, negatives: Tensor | None, values: dict[str, Tensor]) -> Tensor:
         """Eq. 6-7: adds to ``values``; the derivative by the final logits.
 
         Choice: weights are coefficients, so no gradient flows through them; ``detach_weights: false`` lets it.
@@ -286,10 +285,11 @@ class ILRec:
         values["crr"] = value
         return difference
 
-    def _distil(
-        self, tables: Tables, rows: _Rows, scale: float, by_final: Tensor, values: dict[str, Tensor]
-    ) -> None:
-        """Eq. 8: adds to ``values``; derivatives into the students' table and, if it learns, to the teacher's.
+    def _distil(self, tables: Tables, rows: _Rows, scale: float, values: dict[str, Tensor]) -> Tensor | None:
+        """Eq. 8: adds to ``values``; leaves the students' derivatives in their table.
+
+        Returns:
+            those by the teacher's logits at the distilled rows, unscaled, if it learns.
 
         Choice: the last layer only teaches, no gradient flows into it; ``detach_teacher: false`` lets it.
         """
@@ -304,8 +304,7 @@ class ILRec:
             by_teacher=not settings.detach_teacher,
         )
         torch.mul(by_students, scale * self.cpd_weight, out=tables.students)
-        if by_teacher is not None:
-            by_final.index_add_(0, chosen, by_teacher, alpha=scale * self.cpd_weight)
+        return by_teacher
 
     def _item_ids(self, device: torch.device) -> Tensor | None:
         return None if self.item_tokens is None else self.item_tokens.to(device).nonzero().squeeze(1)

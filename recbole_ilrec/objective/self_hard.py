@@ -36,10 +36,10 @@ def ensemble_logits(
     """
     layers = len(candidates)
     if ensemble in ("mean", "sum"):
-        total = at_least_float32(candidates[0])
+        mean = at_least_float32(candidates[0]) / layers
         for state in candidates[1:]:
-            total = total + state
-        logits = head((total / layers).to(candidates[0].dtype))  # Eq. 2-3
+            mean = mean.add_(state, alpha=1 / layers)
+        logits = head(mean.to(candidates[0].dtype))  # Eq. 2-3
         return logits if ensemble == "mean" else logits * layers
     joined: Tensor | None = None
     for state in candidates:
