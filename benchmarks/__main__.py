@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.jsonl and RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every run does
     if options.memory:
         vocab, kind, name = options.memory
         _say(steps.memory(int(vocab), kind, name, 1.0))

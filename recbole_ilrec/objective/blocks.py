@@ -1,7 +1,7 @@
 """A loss over the logits of the head, a few rows at a time: values and gradients in one pass.
 
 The tables of logits are what a step's memory and, for a small model, much of its time go into. Here the head is applied
-to a chunk of rows, the loss of each block of them is computed while its logits are in the cache, its gradient takes the
+to a chunk of rows, the loss of each block of them is computed in as few passes as it takes, its gradient takes the
 logits' place, and the head's product with it gives the gradients of states and weights. Nothing as large as
 ``[N, V]`` ever exists, and nothing is computed twice. Knows states and logits; never targets or equations.
 """
@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from recbole_ilrec.schema import LayerStates
 
 BLOCK = {"cpu": 2**19}
-"""Numbers of a table that a loss works on at a time: what a core's cache holds."""
+"""Numbers of a table that a loss works on at a time. A call on a few numbers costs some 10 microseconds between passes
+over tables, which sweep the interpreter out of the cache, so blocks are as large as a step's memory allows."""
 ACCELERATOR_BLOCK = 2**26
 CHUNK_ROWS = 256
 """Rows of a head product at least: fewer would leave it waiting for the head's weights."""
@@ -172,18 +173,22 @@ class HeadLoss:
         for (i, _), gradient in zip(wanted, found, strict=True):
             if gradient is None:
                 continue
-            if i < states:
-                self._gradients[i][low : low + len(gradient)].add_(gradient)
-            elif i == states:
+            if i == states:
                 for kept, own in zip(self._gradients[1:states], gradient.unbind(1), strict=True):
                     if kept is not None:
                         kept.index_put_((chosen,), own, accumulate=True)
+                continue
+            at = i if i < states else i - 1  # the picked states have no place of their own
+            kept = self._gradients[at]
+            if kept is None:
+                self._gradients[at] = gradient
+            elif i < states:
+                kept[low : low + len(gradient)].add_(gradient)
             else:
-                kept = self._gradients[i - 1]  # the picked states have none of their own
-                self._gradients[i - 1] = gradient if kept is None else kept.add_(gradient)
+                kept.add_(gradient)
 
     def with_gradient(self, value: Tensor) -> Tensor:
-        """``value`` with the gradients of the last :meth:`values`, which are those of its part of the loss."""
+        """``value`` with the gradients of the last :meth:`values`."""
         if not self._learns:
             return value
         return _Known.apply(value, self._gradients, *self._inputs)

@@ -112,8 +112,8 @@ def layer_distillation(
     """
     students = at_least_float32(students)
     if legal is not None:
-        values, by_students, by_q = _legal_with_gradients(students, teacher.logits, legal, direction)
-        return values, by_students, by_q if by_teacher else None
+        values, by_p, by_legal = _legal_with_gradients(students, teacher.logits, legal, direction)
+        return values, by_p, by_legal if by_teacher else None
     vocab_size = students.shape[-1]
     if token_ids is not None:
         students, teacher = students[..., token_ids], distribution(teacher.logits[:, token_ids])
@@ -138,7 +138,8 @@ def _legal_with_gradients(
         leaves = [x.detach().requires_grad_() for x in (students, teacher)]
         each = [legal_divergence(student, leaves[1], legal, direction) for student in leaves[0].unbind(1)]
         values = torch.stack(each).sum(0)
-        return values.detach(), *torch.autograd.grad(values.sum(), leaves)
+        by_students, by_teacher = torch.autograd.grad(values.sum(), leaves)
+        return values.detach(), by_students, by_teacher
 
 
 def sample_rows(rows: int, share: float, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
