@@ -50,6 +50,8 @@ class TokenBatch:
         target: ``[N]`` int64, number of the training target (item to predict) the token belongs to, in the order of
             the data set's targets; -1 where the answer is no item.
         ilrec_rows: ``[N]`` bool, whether ILRec's terms apply (A30: the ``seqrec`` task), or ``None`` for all.
+        row_keys: ``[B]`` int64, which decide all that a training step leaves to chance in a row
+            (:mod:`recbole_ilrec.chance`), or ``None``: then it is drawn anew.
     """
 
     input_ids: Tensor
@@ -58,6 +60,7 @@ class TokenBatch:
     node: Tensor
     target: Tensor
     ilrec_rows: Tensor | None = None
+    row_keys: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -88,6 +91,7 @@ class AnswerBatch:
         present: ``[B, A]`` bool, False where a row has no such answer. The chosen answer comes first.
         reference: ``[B, A]`` float32 log-probabilities of the answers under the reference, or ``None``.
         smoothing: ``[B, R]`` float32 chance that a pair is the wrong way round, or ``None``.
+        row_keys: ``[B]`` int64, as in :class:`TokenBatch`.
     """
 
     input_ids: Tensor
@@ -100,6 +104,7 @@ class AnswerBatch:
     present: Tensor
     reference: Tensor | None = None
     smoothing: Tensor | None = None
+    row_keys: Tensor | None = None
 
     @property
     def count(self) -> int:

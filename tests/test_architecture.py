@@ -18,7 +18,7 @@ from recbole_ilrec import reference_pages
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "recbole_ilrec"
 
-BASE = frozenset(("errors", "registry", "schema", "settings"))
+BASE = frozenset(("chance", "errors", "registry", "schema", "settings"))
 """Contracts that every part may import."""
 
 # fmt: off

@@ -131,12 +131,15 @@ def test_tiny_dropout_keeps_the_mean_and_is_off_in_evaluation():
     backbone.eval()
     quiet = backbone.layer_states(ids, select).final
     assert torch.equal(quiet, backbone.layer_states(ids, select).final)
+    seen = []
+    backbone.blocks[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0].detach()))
     backbone.train()
-    embedded = backbone.model.get_decoder().embed_tokens(ids)
-    zero = (embedded == 0).float().mean().item()
+    noisy = backbone.layer_states(ids, select).final
+    assert not torch.equal(noisy, backbone.layer_states(ids, select).final)
+    zero = (seen[0] == 0).float().mean().item()
     assert zero == pytest.approx(0.3, abs=0.02)
     plain = backbone.model.get_decoder().embed_tokens.weight[5]
-    np.testing.assert_allclose(embedded.mean((0, 1)).detach(), plain.detach(), atol=4e-3)
+    np.testing.assert_allclose(seen[0].mean((0, 1)), plain.detach(), atol=4e-3)
 
 
 def test_item_tokens_become_single_new_rows_of_a_pretrained_model(folder):

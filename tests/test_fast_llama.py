@@ -5,7 +5,6 @@ import torch
 from transformers.models.llama import modeling_llama as library
 
 from recbole_ilrec.backbone.base import Backbone
-from recbole_ilrec.backbone.dropout import add_dropped, dropout
 from recbole_ilrec.backbone.fast_llama import FastNorm, RMSNorm, hasten
 
 
@@ -80,21 +79,3 @@ def test_the_norms_derivative_is_right():
     x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *inputs: RMSNorm.apply(*inputs, 1e-6), (x, weight))
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (1, 7, 8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_added_to_a_residual_is_dropout_and_a_sum(shape, dtype):
-    states, update = torch.randn(2, *shape, dtype=dtype, requires_grad=True).unbind()
-    torch.manual_seed(1)
-    wanted = states + dropout(update, 0.4)
-    torch.manual_seed(1)
-    got = add_dropped(states, update, 0.4)
-    torch.testing.assert_close(got, wanted, rtol=0.0, atol=4 * torch.finfo(dtype).eps)
-    for one, two in zip(*(torch.autograd.grad(x.sum(), [states, update]) for x in (got, wanted)), strict=True):
-        torch.testing.assert_close(one, two)
-
-
-def test_states_of_another_precision_than_the_update_are_added_too():
-    states, update = torch.zeros(4, 4), torch.ones(4, 4, dtype=torch.bfloat16)
-    assert set(add_dropped(states, update, 0.5).flatten().tolist()) <= {0.0, 2.0}

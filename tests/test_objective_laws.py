@@ -184,12 +184,12 @@ def test_before_the_start_epoch_the_loss_is_cross_entropy():
 
 
 def test_sharing_positions_is_unbiased_and_repeatable():
-    """The mean over all equally likely samples is the full sum; one generator seed gives one sample."""
+    """The mean over all samples is the full sum; one generator seed gives one sample."""
     step = random_step(5, 9)
     full = step.run(**STRONG).parts["cpd"].detach()
     source = torch.Generator().manual_seed(0)
     draws = torch.stack([step.run(cpd_share=0.4, generator=source).parts["cpd"].detach() for _ in range(400)])
-    assert len(draws.unique()) <= 10
+    assert len(draws.unique()) <= 2**5
     assert (draws.mean() - full).abs() < 4 * draws.std() / 400**0.5
     again = [step.run(cpd_share=0.4, generator=torch.Generator().manual_seed(3)).parts["cpd"] for _ in range(2)]
     assert again[0] == again[1]

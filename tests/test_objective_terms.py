@@ -1,21 +1,25 @@
 """Each equation alone: the worked example, the slow reference, and the laws it must keep."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from recbole_ilrec.objective.cpd import divergence, layer_distillation, sample_rows
+from recbole_ilrec.chance import keys_of_rows
+from recbole_ilrec.objective.cpd import divergence, layer_distillation, sampled
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import distribution
 from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
 from recbole_ilrec.objective.sft import cross_entropy
-from recbole_ilrec.schema import LegalTokens
+from recbole_ilrec.schema import LegalTokens, TokenBatch
 from tests import reference
+from tests.objective_cases import random_step
 
 PENALTIES = ("multiplicative", "sign_safe", "additive", "log1p")
 DIRECTIONS = ("student_teacher", "teacher_student", "js")
@@ -270,13 +274,27 @@ def test_divergence_of_equal_distributions_is_zero_and_js_is_bounded():
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.99])
-def test_sampled_rows_are_an_unbiased_choice(share):
-    """Every row is drawn equally often, so the scaled sum over a sample has the full sum as its mean."""
-    source = torch.Generator().manual_seed(0)
-    draws = [sample_rows(10, share, source, torch.device("cpu")) for _ in range(4000)]
-    if math.ceil(share * 10) == 10:
-        assert draws[0] is None
-        return
-    count = torch.bincount(torch.cat(draws), minlength=10) / 4000
-    assert all(len(draw.unique()) == math.ceil(share * 10) for draw in draws)
-    close(count, math.ceil(share * 10) / 10, 0.04)
+@pytest.mark.parametrize("keyed", [False, True])
+def test_sampled_tokens_are_an_unbiased_choice(share, keyed):
+    """Every token is drawn equally often and on its own, so a sum over them has ``share`` of the full one as its mean."""
+    source, batch = torch.Generator().manual_seed(0), random_step(10, 9).batch()
+    keys = [keys_of_rows(0, epoch, 0, np.arange(1)) if keyed else None for epoch in range(4000)]
+    draws = torch.stack([sampled(replace(batch, row_keys=key), share, source) for key in keys]).double()
+    close(draws.mean(0), share, 5 * (share * (1 - share) / 4000) ** 0.5)
+    close(draws.var(), share * (1 - share), 0.01)
+    close(torch.corrcoef(draws.T).fill_diagonal_(0), 0, 5 / 4000**0.5)
+    assert sampled(batch, 1.0, source) is None
+
+
+def test_a_token_is_sampled_or_not_whatever_stands_beside_its_row():
+    """Rows alone, together and padded: the choice is by row and place."""
+    keys = keys_of_rows(0, 0, 0, np.arange(5))
+
+    def chosen(rows, width):
+        place = torch.arange(7).repeat(len(rows)) + width * torch.arange(len(rows)).repeat_interleave(7)
+        batch = TokenBatch(torch.zeros(len(rows), width), place, *[torch.zeros_like(place)] * 3, row_keys=keys[rows])
+        return sampled(batch, 0.5, None).view(len(rows), 7)
+
+    together = chosen([0, 1, 2, 3, 4], 7)
+    assert torch.equal(torch.cat([chosen([row], 9 + row) for row in range(5)]), together)
+    assert len(together.unique(dim=0)) == 5

@@ -149,8 +149,19 @@ class Backbone(nn.Module):
         """The model's final norm, ``[n, H] -> [n, H]``."""
         return self._parts[2](states)
 
+    def _inputs(self, input_ids: Tensor, row_keys: Tensor | None) -> dict[str, Any]:
+        """What the decoder is told of the tokens; ``row_keys`` only where its dropout can be told of them."""
+        del row_keys
+        return {"input_ids": input_ids}
+
     def layer_states(
-        self, input_ids: Tensor, select: Tensor, candidates: int = 0, *, apply_final_norm: bool = True
+        self,
+        input_ids: Tensor,
+        select: Tensor,
+        candidates: int = 0,
+        *,
+        apply_final_norm: bool = True,
+        row_keys: Tensor | None = None,
     ) -> LayerStates:
         """One causal pass; states only where a supervised token is predicted (Eq. 2).
 
@@ -160,6 +171,7 @@ class Backbone(nn.Module):
             candidates: K, layers L-K .. L-1 to hand over.
             apply_final_norm: pass candidate states through the final norm. ``hidden_states[-1]`` of transformers is
                 already normed; blocks' outputs, used here, are not.
+            row_keys: ``[B]``, which decide the dropout masks of ``tiny``; drawn anew without them.
         """
         decoder, layers, _ = self._parts
         if candidates >= len(layers):
@@ -170,7 +182,7 @@ class Backbone(nn.Module):
         first = len(layers) - 1 - candidates
         picked: list[Tensor] = []
         with self._captured(layers[first:-1], picked):
-            hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+            hidden = decoder(**self._inputs(input_ids, row_keys), use_cache=False).last_hidden_state
         final = hidden.flatten(0, 1).index_select(0, select)
         # Not in the hook: gradient checkpointing runs a block again without it, and must find the same operations.
         states = (hidden.flatten(0, 1).index_select(0, select) for hidden in picked)
@@ -192,7 +204,14 @@ class Backbone(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def answer_states(self, input_ids: Tensor, position_ids: Tensor, segment: Tensor, select: Tensor) -> Tensor:
+    def answer_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segment: Tensor,
+        select: Tensor,
+        row_keys: Tensor | None = None,
+    ) -> Tensor:
         """One pass over prompts that are each followed by several answers (tree attention).
 
         Args:
@@ -200,6 +219,7 @@ class Backbone(nn.Module):
             position_ids: ``[B, T]``; every answer continues the positions of its prompt.
             segment: ``[B, T]``; 0 in the prompt, another number in each answer, which sees the prompt and itself.
             select: ``[P]`` flat positions.
+            row_keys: as for :meth:`layer_states`.
 
         Returns:
             ``[P, H]`` normed states.
@@ -208,7 +228,7 @@ class Backbone(nn.Module):
         causal = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
         seen = causal & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
         hidden = self._parts[0](
-            input_ids=input_ids,
+            **self._inputs(input_ids, row_keys),
             attention_mask=self._bias(seen[:, None]),
             position_ids=position_ids,
             use_cache=False,

@@ -28,13 +28,14 @@ def hasten(model: Any, dropout: float) -> None:
 
     Args:
         model: a ``LlamaForCausalLM`` without biases, its modules of the library's own classes.
-        dropout: rate, on the output of each attention and feed-forward block while training.
+        dropout: rate, on the output of each attention and feed-forward block while training. Its sites are numbered
+            from 1; 0 is free for the embeddings.
     """
     decoder = model.get_decoder()
     decoder.norm.__class__ = FastNorm
-    for block in decoder.layers:
+    for number, block in enumerate(decoder.layers):
         block.__class__ = FastLayer
-        block.dropout = dropout
+        block.dropout, block.site = dropout, 1 + 2 * number
         block.self_attn.__class__ = FastAttention
         block.input_layernorm.__class__ = block.post_attention_layernorm.__class__ = FastNorm
 
@@ -134,15 +135,21 @@ class FastAttention(LlamaAttention):
 
 
 class FastLayer(LlamaDecoderLayer):
-    """A block that adds what it has drawn; see :func:`hasten` for ``dropout``."""
+    """A block with dropout on what it adds; see :func:`hasten` for ``dropout`` and ``site``."""
 
     dropout: float
+    site: int
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """See ``transformers``."""
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, row_keys: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """See ``transformers``; ``row_keys`` as for :func:`~recbole_ilrec.backbone.dropout.dropout`."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = self._added(hidden_states, attended)
-        return self._added(hidden_states, self.mlp(self.post_attention_layernorm(hidden_states)))
+        hidden_states = self._added(hidden_states, attended, self.site, row_keys)
+        update = self.mlp(self.post_attention_layernorm(hidden_states))
+        return self._added(hidden_states, update, self.site + 1, row_keys)
 
-    def _added(self, states: Tensor, update: Tensor) -> Tensor:
-        return add_dropped(states, update, self.dropout) if self.training and self.dropout else states + update
+    def _added(self, states: Tensor, update: Tensor, site: int, row_keys: Tensor | None) -> Tensor:
+        if not (self.training and self.dropout):
+            return states + update
+        return add_dropped(states, update, self.dropout, site=site, row_keys=row_keys)

@@ -1,14 +1,15 @@
 """``tiny``: a small Llama-architecture language model trained from scratch, the default that needs no download."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_ilrec.backbone.base import Backbone
 from recbole_ilrec.backbone.dropout import dropout
+from recbole_ilrec.backbone.fast_decoding import FastBackbone
+from recbole_ilrec.backbone.fast_llama import hasten
 from recbole_ilrec.settings import BackboneSettings
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -59,9 +60,6 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from recbole_ilrec.backbone.fast_decoding import FastBackbone
-    from recbole_ilrec.backbone.fast_llama import hasten
-
     tokenizer = build_tokenizer(item_tokens, texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -82,9 +80,24 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     hasten(model, settings.dropout)
-    model.get_decoder().embed_tokens.register_forward_hook(partial(_drop, settings.dropout))
-    return FastBackbone(model, tokenizer)
+    return TinyBackbone(model, tokenizer, settings.dropout)
 
 
-def _drop(rate: float, module: nn.Module, _inputs: Any, states: Tensor) -> Tensor:
-    return dropout(states, rate) if module.training and rate else states
+class TinyBackbone(FastBackbone):
+    """A Llama with dropout on its embeddings and in its blocks, as :func:`build_tiny` makes it.
+
+    Args:
+        model: with blocks that take ``row_keys``.
+        tokenizer: its tokenizer.
+        dropout: rate, on the embeddings.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, dropout: float):
+        super().__init__(model, tokenizer)
+        self.dropout = dropout
+
+    def _inputs(self, input_ids: Tensor, row_keys: Tensor | None) -> dict[str, Any]:
+        if not (self.training and self.dropout):
+            return super()._inputs(input_ids, row_keys)
+        embedded = dropout(self.model.get_input_embeddings()(input_ids), self.dropout, site=0, row_keys=row_keys)
+        return {"inputs_embeds": embedded, "row_keys": row_keys}

@@ -5,10 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from recbole_ilrec.chance import below, fresh_numbers, numbers
 from recbole_ilrec.objective.distribution import Distribution, distribution
 from recbole_ilrec.objective.ragged import row_softmax, row_sum
 from recbole_ilrec.objective.sft import at_least_float32
-from recbole_ilrec.schema import LegalTokens
+from recbole_ilrec.schema import LegalTokens, TokenBatch
+
+_SITE = -1
+"""Of the chance by which :func:`sampled` chooses; those of dropout are 0 and more."""
 
 
 def divergence(
@@ -142,21 +146,26 @@ def _legal_with_gradients(
         return values.detach(), by_students, by_teacher
 
 
-def sample_rows(rows: int, share: float, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
-    """A random subset of the rows for Eq. 8, each subset of its size equally likely, so its mean is unbiased.
+def sampled(batch: TokenBatch, share: float, generator: torch.Generator | None) -> Tensor | None:
+    """The supervised tokens that Eq. 8 is evaluated on, each with the same chance: a sum over them, divided by
+    ``share``, is unbiased.
+
+    Choice: each token is drawn on its own, by the key of its row and its place there, so a step has the same tokens
+    however it is cut into micro-batches and processes. How many they are varies a little from step to step.
 
     Args:
-        rows: N.
-        share: share of the rows to take, rounded up; 1 takes all.
-        generator: source of the choice; it may live on another device than the rows.
-        device: where the rows are.
+        batch: of N supervised tokens.
+        share: chance of each token, above 0; 1 takes all.
+        generator: source of the choice where the batch has no ``row_keys``.
 
     Returns:
-        ``[ceil(share * N)]`` int64 ascending, or ``None`` for all rows.
+        ``[N]`` bool, or ``None`` for all tokens.
     """
-    count = math.ceil(share * rows)
-    if count >= rows:
+    if share >= 1:
         return None
-    source = generator.device if generator is not None else "cpu"
-    chosen = torch.randperm(rows, generator=generator, device=source)[:count]
-    return chosen.sort().values.to(device)
+    if batch.row_keys is None:
+        drawn = fresh_numbers(len(batch.targets), generator).to(batch.targets.device)
+    else:
+        width = batch.input_ids.shape[1]
+        drawn = numbers(batch.row_keys[batch.select // width], _SITE, batch.select % width)
+    return drawn < below(share)

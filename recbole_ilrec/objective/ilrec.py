@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective.base import Needs
 from recbole_ilrec.objective.blocks import HeadLoss, Tables
-from recbole_ilrec.objective.cpd import layer_distillation, sample_rows
+from recbole_ilrec.objective.cpd import layer_distillation, sampled
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import Distribution, distribution
@@ -138,7 +138,7 @@ class ILRec:
             raise ValueError("these settings of ILRec need the legal tokens of each position")
         candidates = states.candidates[len(states.candidates) - self.needs.layers :]
         active = self._active(batch, epoch)
-        distilled, scale = self._distilled(batch.targets, active, generator)
+        distilled, scale = self._distilled(batch, active, generator)
         settings = self.settings
         whole = HeadLoss(
             LayerStates(states.final, candidates, states.head),
@@ -168,19 +168,20 @@ class ILRec:
         return active
 
     def _distilled(
-        self, targets: Tensor, active: Tensor | None, generator: torch.Generator | None
+        self, batch: TokenBatch, active: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, float]:
         """Rows of Eq. 8, ascending, and the factor of their sum.
 
         ``cpd_share`` below 1 takes a random share of the tokens; the factor makes up for those left out, which is
         unbiased.
         """
+        targets, share = batch.targets, self.settings.cpd_share
         if not self.cpd_weight:
             return targets.new_zeros(0), 1.0
         scale = 1 / self.needs.layers if self.settings.cpd_layer_reduction == "mean" else 1.0
-        rows = torch.arange(len(targets), device=targets.device) if active is None else active.nonzero().squeeze(1)
-        chosen = sample_rows(len(rows), self.settings.cpd_share, generator, targets.device)
-        return (rows, scale) if chosen is None else (rows[chosen], scale * len(rows) / len(chosen))
+        taken = torch.ones_like(targets, dtype=torch.bool) if active is None else active
+        chosen = sampled(batch, share, generator)
+        return (taken if chosen is None else taken & chosen).nonzero().squeeze(1), scale / share
 
     def _sums(self, step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of all parts and monitors."""

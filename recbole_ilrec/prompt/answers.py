@@ -118,7 +118,7 @@ class PreferenceRows:
         pairs: the training pairs; a row number is a pair's number.
         rejected: ``[D, rows, R]`` item ids of D draws, 0 where there is none; epoch e uses draw ``e mod D``.
         variants: prompt templates, of which each row takes one.
-        seed: decides which.
+        seed: decides which; of the run.
 
     Choice: a row keeps its template in all epochs, since the reference log-probabilities are of that text; supervised
     rows draw one anew in each.
@@ -127,6 +127,7 @@ class PreferenceRows:
     def __init__(self, pairs: Pairs, rejected: Array, *, variants: int = 1, seed: int = 0):
         self.pairs = pairs
         self.rejected = rejected
+        self.seed = seed
         chance = np.random.Generator(np.random.Philox([seed, 2]))
         self._variant = chance.integers(variants, size=len(pairs))
 

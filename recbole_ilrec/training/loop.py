@@ -85,7 +85,7 @@ class StepTrainer(Trainer):
     ):
         args._n_gpu = min(args.n_gpu, 1)  # several processes share GPUs; torch's DataParallel cannot split our batches
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
-        if processes.rank():  # else all processes would draw the same dropout; the first draws as a single one does
+        if processes.rank():  # pretrained models and adapters draw their own dropout, which is not to be the same
             torch.manual_seed(args.seed + processes.rank())
         self.batches = batches
         self.remove_callback(PrinterCallback)

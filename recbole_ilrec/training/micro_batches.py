@@ -1,11 +1,13 @@
 """The batches of the training loop: which rows a process takes, piece by piece, and what they are as tokens."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from recbole_ilrec.chance import keys_of_rows
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
 from recbole_ilrec.schema import AnswerBatch, TokenBatch
@@ -21,22 +23,26 @@ class MicroBatches(Dataset):
         sizes: items and targets of the rows in an epoch, for :class:`~recbole_ilrec.prompt.rows.StepPlan`; ``None``
             where they are the same in every epoch.
         group: ``[rows]`` kind of each row, where there are several.
+        stream: tells these rows from those of another kind of training, for chance.
     """
 
     sizes: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
     group: np.ndarray | None = None
+    stream = 5
 
     def __init__(self, rows: TrainRows, encoder: PromptEncoder):
         self.rows = rows
         self.encoder = encoder
+        self.seed = rows.seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: StepKey) -> dict[str, Any]:
-        """``rows`` and what they are as a ``batch``."""
+        """``rows`` and what they are as a ``batch``, with their ``row_keys``."""
         epoch, rows = key
-        return {"rows": rows, "batch": self.encode(epoch, rows)}
+        row_keys = keys_of_rows(self.seed, epoch, self.stream, rows)
+        return {"rows": rows, "batch": replace(self.encode(epoch, rows), row_keys=row_keys)}
 
     def encode(self, epoch: int, rows: np.ndarray) -> TokenBatch | AnswerBatch:
         """Some rows as they are in an epoch."""

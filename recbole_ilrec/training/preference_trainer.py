@@ -39,9 +39,12 @@ class PreferenceBatches(MicroBatches):
         smoothing: ``[rows, D * R]``, or ``None``.
     """
 
+    stream = 6
+
     def __init__(self, rows: PreferenceRows, encoder: PromptEncoder, reference: Array, smoothing: Array | None):
         self.answered = rows
         self.encoder = encoder
+        self.seed = rows.seed
         self.reference = reference
         self.smoothing = smoothing
 
