@@ -172,7 +172,7 @@ def test_a_classical_run_never_loads_transformers():
 def test_preparation_needs_neither_torch_nor_recbole():
     for module, tree in sources().items():
         light = ("cli", "reference_pages", "configuration.presets", "configuration.arguments")
-        if part(module) in {*BASE, "preparation"} - {"schema"} or module in light:
+        if part(module) in {*BASE, "preparation"} - {"chance", "schema"} or module in light:
             assert not foreign(tree, lazy=False) & {"torch", "recbole", "transformers", "polars"}, module
 
 

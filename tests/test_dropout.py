@@ -1,6 +1,7 @@
 """Dropout of ``tiny``: masks that depend on the row and the place alone, and are as good as drawn."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_all_bits_of_the_numbers_are_even_and_independent():
 def test_keys_are_those_of_the_rows_whatever_stands_beside_them():
     some = np.array([7, 3, 150])
     assert torch.equal(keys_of_rows(1, 0, 5, some), keys()[some])
-    every = torch.cat([keys(epoch, seed=seed, stream=stream) for epoch in (0, 1) for seed in (1, 2) for stream in (5, 6)])
+    kinds = product((0, 1), (1, 2), (5, 6))
+    every = torch.cat([keys(epoch, seed=seed, stream=stream) for epoch, seed, stream in kinds])
     assert len(every.unique()) == len(every)
 
 
@@ -94,7 +96,8 @@ def test_rows_without_keys_get_other_masks_each_time_by_torchs_generator():
     one, two = (dropout(states, 0.5, site=0, row_keys=None) for _ in range(2))
     torch.manual_seed(3)
     assert torch.equal(dropout(states, 0.5, site=0, row_keys=None), one) and not torch.equal(one, two)
-    assert torch.equal(fresh_numbers(3, torch.Generator().manual_seed(0)), fresh_numbers(3, torch.Generator().manual_seed(0)))
+    first, again = (fresh_numbers(3, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, again)
 
 
 def world(checkpointing: bool = False):
@@ -113,9 +116,11 @@ def token_batch(encoder, rows):
 
 def answer_batch(encoder, rows):
     """Histories of 1 to 3 items with three answers, the last one missing in some rows."""
-    examples = [
-        AnswerExample(np.arange(1, 2 + row % 3), np.array([1 + row % 5, 1 + (row + 2) % 5, (row % 2) * 3])) for row in rows
-    ]
+
+    def answers(row):
+        return np.array([1 + row % 5, 1 + (row + 2) % 5, (row % 2) * 3])
+
+    examples = [AnswerExample(np.arange(1, 2 + row % 3), answers(row)) for row in rows]
     batch = collate_answers([encode_answers(encoder, example) for example in examples], encoder.pad_id)
     return replace(batch, row_keys=keys_of_rows(0, 0, 6, np.array(rows)))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_ilrec.chance import keys_of_rows
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
@@ -197,3 +198,4 @@ def test_every_epoch_finds_its_own_answers_in_the_reference_and_the_smoothing():
         assert batch.reference.tolist() == wanted.tolist()
         assert batch.smoothing.tolist() == (-wanted[:, 1:]).tolist()
         assert batch.count == 3
+        assert batches[epoch, some]["batch"].row_keys.tolist() == keys_of_rows(0, epoch, batches.stream, some).tolist()

@@ -212,7 +212,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def generator_state() -> Tensor:
-    """State of the generators that this process draws dropout from, the CPU's and its GPU's: ``[n]`` uint8."""
+    """State of the generators that pretrained models draw dropout from, the CPU's and the GPU's: ``[n]`` uint8."""
     states = [torch.get_rng_state()]
     return torch.cat([*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states)
 

@@ -39,7 +39,8 @@ class BackboneSettings(Section):
     intermediate_size: Natural = 256
     """Width of the gated feed-forward of ``tiny``."""
     dropout: Probability = 0.2
-    """Dropout on embeddings and on the output of each attention and feed-forward block of ``tiny``."""
+    """Dropout on embeddings and on the output of each attention and feed-forward block of ``tiny``; its masks depend on
+    seed, epoch and row only."""
     tie_embeddings: bool = True
     """Share the input and output embedding of ``tiny``."""
 
