@@ -3,7 +3,7 @@
 A generator hands its numbers out in turn: what a row gets depends on which rows came before it, hence on the number of
 processes and micro-batches. Here a number is a hash of what it is for (counter-based random numbers: Salmon et al., SC
 2011), so a row finds the same ones with whatever other rows, in whatever process and however often it is computed. The
-hash is made of integer products and shifts, the same numbers on every device.
+hash is made of integer products and shifts of torch, which are exact on every device.
 """
 
 import numpy as np

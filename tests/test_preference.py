@@ -47,7 +47,8 @@ def test_preference_training_keeps_the_next_item_that_is_a_function_of_the_last(
         patch.setattr(StepTrainer, "compute_loss", only_preferences)
         results |= {model: run(model) for model in ("RosePO", "DPO")}
     assert list((ring / "saved" / "cache" / "supervised").iterdir()) == supervised
-    results["SPRec"] = run("SPRec", **{"preference.epochs": 1})
+    # Three rounds of steps as large as those of the others may unlearn an item or two, by chance.
+    results["SPRec"] = run("SPRec", **{"preference.epochs": 1, "preference.learning_rate": 1e-4})
     kept = (ring / "saved" / "cache").glob("*/*-ring-*/stage.json")
     assert sorted(path.parent.name.partition("-")[0] for path in kept) == [*["LCRec"] * 4, *["SPRec"] * 2]
     assert {model: result["test_result"]["hit@1"] for model, result in results.items()} == dict.fromkeys(results, 1.0)

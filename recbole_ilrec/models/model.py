@@ -173,14 +173,8 @@ class GenerativeRecommender(SequentialRecommender):
         self, batch: TokenBatch, generator: torch.Generator | None = None, legal: LegalTokens | None = None
     ) -> LossTerms:
         """The objective on one micro-batch; ``legal`` in place of what the table of training targets gives."""
-        needs = self.objective.needs
-        states = self.backbone.layer_states(
-            batch.input_ids,
-            batch.select,
-            needs.layers,
-            apply_final_norm=self.settings.ilrec.apply_final_norm,
-            row_keys=batch.row_keys,
-        )
+        how: dict[str, Any] = {"apply_final_norm": self.settings.ilrec.apply_final_norm, "row_keys": batch.row_keys}
+        states = self.backbone.layer_states(batch.input_ids, batch.select, self.objective.needs.layers, **how)
         legal = legal or self._legal(batch)
         return self.objective(states, batch, legal, epoch=self.epoch, generator=generator)
 
@@ -196,9 +190,8 @@ class GenerativeRecommender(SequentialRecommender):
 
     def answer_log_probs(self, batch: AnswerBatch) -> Tensor:
         """Log-probability of each answer after its prompt, ``[B, A]``; -inf where there is none."""
-        states = self.backbone.answer_states(
-            batch.input_ids, batch.position_ids, batch.segment, batch.select, batch.row_keys
-        )
+        inputs = batch.input_ids, batch.position_ids, batch.segment, batch.select
+        states = self.backbone.answer_states(*inputs, batch.row_keys)
         tokens = token_log_probs(self.backbone.head(states), batch.place, batch.targets)
         return answer_log_probs(tokens, batch.answer, batch.present)
 
