@@ -154,8 +154,8 @@ def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) ->
         rejected = rejected_items(config, model, dataset, pairs, kept, weights=proposer, iteration=round_)
         if own.supervised_epochs:
             best = _more_supervision(config, model, data, proposer, round_)
-        init_seed(config["seed"], config["reproducibility"])  # the same whether a stage was trained or read
-        stage, start = preference_config(config), fingerprint(best)
+        stage, start = preference_config(config, round_), fingerprint(best)
+        init_seed(stage["seed"], stage["reproducibility"])  # the same whether a stage was trained or read
         last = round_ + 1 == own.iterations
         further = [start, own.model_dump(), config["model"], round_]
         folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
@@ -266,12 +266,13 @@ def _finish(trainer: GenerativeTrainer, folder: Path, score: float) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def preference_config(config: Any) -> Any:
-    """The run's settings as the preference stage reads them."""
+def preference_config(config: Any, round_: int = 0) -> Any:
+    """The run's settings as the preference stage reads them, with another order and dropout in each round."""
     own = config.settings.preference
     return _stage_config(
         config,
         config.settings,
+        seed=config["seed"] + 1000 * round_,
         epochs=own.epochs,
         learning_rate=own.learning_rate,
         train_batch_size=own.train_batch_size,
