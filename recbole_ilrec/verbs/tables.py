@@ -223,7 +223,10 @@ def framed(plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str]
 
 
 def paper_table(plan: Plan, whole: Plan) -> Table | None:
-    """What the paper prints for the lines and columns of ``plan``, a part of ``whole``; ``None`` if nothing."""
+    """What the paper prints for the lines and columns of ``plan``, a part of ``whole``; ``None`` if nothing.
+
+    Lines that the paper does not have are left out.
+    """
     wanted = {(column.axis, column.dataset) for column in plan.columns()}
     kept = [(n, column) for n, column in enumerate(whole.columns()) if (column.axis, column.dataset) in wanted]
     if not whole.paper or not kept:
@@ -233,9 +236,13 @@ def paper_table(plan: Plan, whole: Plan) -> Table | None:
     for block in plan.blocks:
         lines = []
         for row in block.rows:
-            numbers = [whole.paper[row.label][n * width + m] for n, _ in kept for m in range(width)]
-            lines.append(Line(row.label, tuple(map(_printed, numbers))))
-        blocks.append((block.label, tuple(lines) if block.plain else marked(lines)))
+            if row.label in whole.paper:
+                numbers = [whole.paper[row.label][n * width + m] for n, _ in kept for m in range(width)]
+                lines.append(Line(row.label, tuple(map(_printed, numbers))))
+        if lines:
+            blocks.append((block.label, tuple(lines) if block.plain else marked(lines)))
+    if not blocks:
+        return None
     return Table(f"{whole.name}-paper", _printed_caption(whole), _head(plan, [c for _, c in kept]), tuple(blocks))
 
 
