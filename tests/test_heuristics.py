@@ -166,3 +166,9 @@ def test_settings_that_cannot_work_are_one_line(root, changes, message):
         run_recbole_ilrec("Transitions", "toy", config_dict=settings(root, **changes))
     with pytest.raises(UserError, match="Did you mean 'Transitions'"):
         run_recbole_ilrec("Transition", "toy", config_dict=settings(root))
+
+
+@pytest.mark.parametrize("model", ["Pop", "Transitions"])
+def test_a_data_set_that_says_how_long_to_learn_does_not_mean_those_that_count(model):
+    assert Config(model, "ml-100k")["epochs"] == 1
+    assert Config("SASRec", "ml-100k")["epochs"] > 1
