@@ -45,7 +45,7 @@ def numbers(row_keys: Tensor, site: int, places: Tensor) -> Tensor:
         places: int64, within the row; broadcasts with ``row_keys``.
 
     Returns:
-        int64 of the common shape, all numbers equally likely.
+        int64 of the common shape, evenly spread; the shifts keep the sign, so not every int64 occurs.
     """
     # Mixed twice before they meet: keys of neighbouring rows and neighbouring places differ in a few bits only.
     by_row = _mixed(_mixed(row_keys + _signed(site * GOLDEN)))

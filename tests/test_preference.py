@@ -149,6 +149,8 @@ def test_a_run_of_the_supervised_model_is_the_stage_that_would_have_been_trained
     after = run("SDPO", **SHORT)
     assert after["test_result"] == alone["test_result"] and after["best_valid_result"] == alone["best_valid_result"]
     assert [path.name for path in (ring / "elsewhere" / "supervised").iterdir()] == [stage.name]
+    run("ILRec", **SHORT, objective="sft", cache_dir="third")
+    assert not (ring / "third" / "supervised").exists(), "a checkpoint of another model would be refused"
 
 
 def test_a_given_supervised_run_is_started_from(ring):

@@ -89,7 +89,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     show = config["show_progress"]
     with spent_on("supervised" if model.preference is None else "preference"):
         best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    if saved and config.settings.objective == "sft":
+    if saved and config["model"] == SUPERVISED[config.settings.paradigm] and config.settings.objective == "sft":
         _keep_as_stage(trainer, data, best_score)
     with spent_on("evaluation"):
         chosen = choose_gamma(trainer)
@@ -242,9 +242,12 @@ def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
     folder = _folder(trainer.config, trainer.model, data.train._dataset, "supervised", [])
     if (folder / MANIFEST).is_file():
         return
-    shutil.rmtree(folder / BEST, ignore_errors=True)
-    shutil.copytree(best, folder / BEST, copy_function=_linked)
-    _finish(trainer, folder, score)
+    try:
+        shutil.rmtree(folder / BEST, ignore_errors=True)
+        shutil.copytree(best, folder / BEST, copy_function=_linked)
+        _finish(trainer, folder, score)
+    except OSError as error:  # a full disk must not cost this run its result; the stage is trained when it is needed
+        logger.warning("Not kept as a stage for preference models in %s: %s", folder, error)
 
 
 def _linked(source: str, target: str) -> None:
