@@ -21,7 +21,7 @@ from recbole_ilrec.report.record import Stopwatch, append_record, machine
 from recbole_ilrec.runs.certificate import evaluation_certificate
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.allocator import keep_freed_memory
-from recbole_ilrec.runtime.checkpoint import resumable
+from recbole_ilrec.runtime.resumption import resumable
 from recbole_ilrec.runtime.run_folder import AUTO, newest_run
 
 logger = logging.getLogger(__name__)

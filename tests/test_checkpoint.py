@@ -10,7 +10,8 @@ import torch
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runtime import checkpoint
-from recbole_ilrec.runtime.checkpoint import load_state, random_state, save_state, set_random_state
+from recbole_ilrec.runtime.checkpoint import load_state, save_state
+from recbole_ilrec.runtime.generators import random_state, set_random_state
 
 
 def test_nested_values_come_back_as_they_were(tmp_path):

@@ -17,8 +17,9 @@ from recbole_ilrec.evaluation.topk import locate, unroll
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runtime.checkpoint import checkpoints, save_state
+from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.runtime.interrupts import StopSignals
+from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.runtime.weights import WeightAverage
 from recbole_ilrec.settings import DecodeSettings, Settings
 from recbole_ilrec.training.loop import StepTrainer

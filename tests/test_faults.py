@@ -12,8 +12,10 @@ from recbole_ilrec.decoding import memory, users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import held
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runtime.checkpoint import checkpoints, load_resumable, load_state
+from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.history import read_history
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals, raised
+from recbole_ilrec.runtime.resumption import checkpoints, load_resumable
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.children import run_here, start
@@ -108,6 +110,25 @@ def test_a_run_stopped_in_its_evaluation_goes_on_with_it(ring, monkeypatch):
     (folder,) = runs(ring)
     assert not (folder / "best").exists() and checkpoints(folder)[-1].name == "checkpoint-3"
     assert outcome(run(max_steps=3, resume_from_checkpoint="auto")) == straight
+
+
+def test_an_evaluation_made_up_for_is_kept_and_a_finished_run_cleared_up(ring, monkeypatch):
+    run(max_steps=3)
+    (folder,) = runs(ring)
+    straight = final_state(folder)[1]
+    folder.rename(ring / "straight")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(GenerativeTrainer, "_score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        run(max_steps=3, save_steps=None)
+    (folder,) = runs(ring)
+    assert final_state(folder)[1]["evaluated"] == 0
+    (folder / ".result.json.tmp-1").write_text("{")
+    run(max_steps=3, resume_from_checkpoint="auto")
+    assert final_state(folder)[1] == straight and not list(folder.rglob(".*.tmp-*"))
+    assert any("valid/ndcg@5" in line for line in read_history(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(StepTrainer, "evaluate", lambda *_: pytest.fail("evaluated again"))
+        run(max_steps=3, resume_from_checkpoint="auto")
 
 
 def test_a_second_signal_stops_at_once():

@@ -13,7 +13,8 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.training import preference_trainer, rejected
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.preference_trainer import PreferenceBatches

@@ -14,8 +14,9 @@ from accelerate import PartialState
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.device import choose_device
+from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.settings import build_settings
 from recbole_ilrec.training.arguments import training_arguments
 from tests.children import begin, free_port, outcomes, several

@@ -16,7 +16,7 @@ from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, l
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
 from recbole_ilrec.report.costs import ledger, note, note_earlier, seconds_before, spent_on, total
 from recbole_ilrec.runs import certificate
-from recbole_ilrec.runtime.checkpoint import checkpoints
+from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.schema import Ranking
 from tests.worlds import QUICK
 

@@ -19,7 +19,8 @@ from recbole_ilrec.prompt.task_template import load_task_templates, parse_task_t
 from recbole_ilrec.prompt.tasks import AlignmentTexts, TaskRows, UserTexts
 from recbole_ilrec.prompt.template import parse_template
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.settings import build_settings
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.task_batches import TaskBatches

@@ -8,7 +8,8 @@ import torch
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runtime.checkpoint import checkpoints, load_state
+from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.training import trainer
 from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import LEARN, QUICK

@@ -35,7 +35,8 @@ from recbole_ilrec.metrics.collector import Collector
 from recbole_ilrec.metrics.rank_metrics import keep_ranks
 from recbole_ilrec.report.costs import note, note_earlier
 from recbole_ilrec.report.record import Stopwatch
-from recbole_ilrec.runtime.checkpoint import load_state, random_state, save_state, set_random_state
+from recbole_ilrec.runtime.checkpoint import load_state, save_state
+from recbole_ilrec.runtime.generators import random_state, set_random_state
 from recbole_ilrec.runtime.history import validation, write_history
 from recbole_ilrec.runtime.run_folder import mark, new_folder
 

@@ -26,7 +26,8 @@ from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import STATE, check_kind, load_state, random_state, set_random_state
+from recbole_ilrec.runtime.checkpoint import STATE, check_kind, load_state
+from recbole_ilrec.runtime.generators import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from recbole_ilrec.runtime.checkpoint import STATE, load_state
 from recbole_ilrec.runtime.weights import load_weights
 from recbole_ilrec.schema import Ranking
 from recbole_ilrec.settings import Settings
-from recbole_ilrec.training.trainer import BEST
+from recbole_ilrec.training.best_weights import BEST
 
 logger = logging.getLogger(__name__)
 

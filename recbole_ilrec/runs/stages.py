@@ -21,22 +21,25 @@ from recbole.utils import init_seed, set_color
 from recbole_ilrec.checks.finding import as_plain
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
 from recbole_ilrec.configuration.outcome import HOW_RUN, OF_OTHER_MODELS, outcome_settings
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import STATE, checkpoints, fingerprint
+from recbole_ilrec.runtime.checkpoint import STATE, fingerprint
 from recbole_ilrec.runtime.interrupts import Interrupted
-from recbole_ilrec.runtime.run_folder import new_folder
+from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.runtime.run_folder import at_work, new_folder
 from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import Settings
+from recbole_ilrec.training.best_weights import BEST
 from recbole_ilrec.training.gamma_choice import choose_gamma
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
-from recbole_ilrec.training.trainer import BEST, GenerativeTrainer
+from recbole_ilrec.training.trainer import GenerativeTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +94,17 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
     if saved and config["model"] == SUPERVISED[config.settings.paradigm] and config.settings.objective == "sft":
         _keep_as_stage(trainer, data, best_score)
-    with spent_on("evaluation"):
-        chosen = choose_gamma(trainer)
-        if chosen is not None:
-            best_score, best_result = chosen.valid_score, chosen.valid_result
-        of_test: dict[str, Any] = dict.fromkeys(("test_result", "policies", "lists"))
-        if config["eval_test"]:
-            of_test = _tested(trainer, data, saved, show)
-    if saved and processes.is_first():
-        with write_atomically(trainer.run_folder / RESULT) as stream:
-            json.dump({"valid": best_result, "test": of_test["test_result"], **machine()}, stream, indent=1)
+    of_test: dict[str, Any] = dict.fromkeys(("test_result", "policies", "lists"))
+    with trainer.at_work() as here:
+        with spent_on("evaluation"):
+            chosen = choose_gamma(trainer)
+            if chosen is not None:
+                best_score, best_result = chosen.valid_score, chosen.valid_result
+            if config["eval_test"]:
+                of_test = _tested(trainer, data, saved, show)
+        if here:
+            with write_atomically(trainer.run_folder / RESULT) as stream:
+                json.dump({"valid": best_result, "test": of_test["test_result"], **machine()}, stream, indent=1)
     result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -243,10 +247,12 @@ def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
     if (folder / MANIFEST).is_file():
         return
     try:
-        shutil.rmtree(folder / BEST, ignore_errors=True)
-        shutil.copytree(best, folder / BEST, copy_function=_linked)
-        _finish(trainer, folder, score)
-    except OSError as error:  # a full disk must not cost this run its result; the stage is trained when it is needed
+        with at_work(folder):
+            shutil.rmtree(folder / BEST, ignore_errors=True)
+            shutil.copytree(best, folder / BEST, copy_function=_linked)
+            _finish(trainer, folder, score)
+    except (OSError, UserError) as error:
+        # A full disk, or another process that trains it, must not cost this run its result.
         logger.warning("Not kept as a stage for preference models in %s: %s", folder, error)
 
 

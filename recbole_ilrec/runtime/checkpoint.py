@@ -7,16 +7,12 @@ lists, tuples, tensors, NumPy arrays and plain values can be stored, optimiser s
 
 import hashlib
 import json
-import logging
 import os
-import random
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,12 +20,8 @@ from torch import Tensor
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import write_atomically
 
-logger = logging.getLogger(__name__)
-
 FORMAT = 1
 STATE = "state.json"
-LOOP_STATE = "trainer_state.json"
-"""Written by the training loop beside the state of a run that can go on from there."""
 _TENSOR, _ARRAY, _PAIRS, _TUPLE = "$tensor", "$array", "$pairs", "$tuple"
 
 
@@ -105,124 +97,6 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
         UserError: no checkpoint.
     """
     return str(_state(Path(folder) / STATE, None)["sha256"])
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    complete = [path for path in found if (path / STATE).is_file() and (path / LOOP_STATE).is_file()]
-    return sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def resumable(folder: Path, *, kind: str) -> list[Path]:
-    """Checkpoints to go on from: ``folder`` itself, or those of the run whose folder it is, newest first.
-
-    Raises:
-        UserError: there is none, it holds weights only, or all are broken or of another model. No tensors are read.
-    """
-    if (folder / STATE).is_file() and not (folder / LOOP_STATE).is_file():
-        raise UserError(
-            f"{folder} holds weights only, not the state of a training run; give the run's folder or a checkpoint-N."
-        )
-    found = [folder] if (folder / LOOP_STATE).is_file() else checkpoints(folder)[::-1]
-    if not found:
-        raise UserError(f"resume_from_checkpoint={folder}: no checkpoint-N in that folder; check the path.")
-    good, first = [], None
-    for path in found:
-        try:
-            check_kind(path, kind)
-            good.append(path)
-        except UserError as error:
-            first = first or error
-            logger.warning("%s Skipped.", error)
-    if first and not good:
-        raise first
-    return good
-
-
-def load_resumable(
-    folder: Path, *, kind: str, check: Callable[[Path, Mapping[str, Any]], None] | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint of :func:`resumable` that can be read as a whole, and what it holds; bad ones are named.
-
-    Args:
-        folder: see :func:`resumable`.
-        kind: likewise.
-        check: raises UserError of a checkpoint whose content does not fit the run.
-
-    Raises:
-        UserError: none can; the message is about the newest one.
-    """
-    first = None
-    for path in resumable(folder, kind=kind):
-        try:
-            state = load_state(path, kind=kind)
-            json.loads((path / LOOP_STATE).read_text(encoding="utf-8"))
-            if check is not None:
-                check(path, state)
-            return path, state
-        except UserError as error:
-            problem = error
-        except ValueError:
-            problem = UserError(f"{path / LOOP_STATE} is truncated. Copy the whole folder again.")
-        first = first or problem
-        logger.warning("%s An older checkpoint is tried.", problem)
-    assert first is not None
-    raise first
-
-
-def clear_up(run_folder: Path) -> None:
-    """Remove what a killed run left unfinished in its folder; call only when nothing else writes there."""
-    for folder in run_folder.glob("checkpoint-*"):
-        if not (folder / STATE).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-    for leftover in run_folder.glob("*/.*.tmp-*"):
-        leftover.unlink(missing_ok=True)
-
-
-def set_aside_later(checkpoint: Path) -> None:
-    """Rename the run's checkpoints after ``checkpoint``: going on from an older one, they are no part of the run."""
-    for later in checkpoints(checkpoint.parent):
-        if int(later.name.rpartition("-")[2]) > int(checkpoint.name.rpartition("-")[2]):
-            aside = later.with_name(f"superseded-{later.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            later.rename(aside)
-            logger.warning("%s is set aside as %s", later, aside.name)
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; one that is half deleted is none."""
-    (checkpoint / STATE).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def random_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy, torch and all GPUs, for :func:`save_state`."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators back as :func:`random_state` found them; GPUs that are not here are left out."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def generator_state() -> Tensor:
-    """State of the generators that pretrained models draw dropout from, the CPU's and the GPU's: ``[n]`` uint8."""
-    states = [torch.get_rng_state()]
-    return torch.cat([*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states)
-
-
-def set_generator_state(state: Tensor) -> None:
-    """Put the generators back as :func:`generator_state` found them; a GPU's is left out where there is none."""
-    size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size].clone())
-    if torch.cuda.is_available() and len(state) > size:
-        torch.cuda.set_rng_state(state[size:].clone())
 
 
 class _Encoder:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.preparation.files import write_atomically
-from recbole_ilrec.runtime.checkpoint import LOOP_STATE, checkpoints
+from recbole_ilrec.runtime.resumption import LOOP_STATE, checkpoints
 
 HISTORY = "history.jsonl"
 VALIDATION = "valid/"

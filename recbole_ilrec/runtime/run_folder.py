@@ -14,7 +14,8 @@ from typing import Any
 from recbole.utils import get_local_time
 
 from recbole_ilrec.preparation.files import held, write_atomically
-from recbole_ilrec.runtime.checkpoint import LOOP_STATE, STATE, clear_up
+from recbole_ilrec.runtime.checkpoint import STATE
+from recbole_ilrec.runtime.resumption import LOOP_STATE, clear_up
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,14 @@ def mark(folder: Path, config: Any) -> None:
 
 
 @contextmanager
-def at_work(folder: Path, config: Any) -> Iterator[None]:
-    """A run's folder with its mark, without what a killed process left unfinished, and for this process alone.
+def at_work(folder: Path) -> Iterator[None]:
+    """A run's folder without what a killed process left unfinished, and for this process alone.
 
     Raises:
         UserError: another process works in it.
     """
     with held(folder):
         clear_up(folder)
-        mark(folder, config)
         yield
 
 

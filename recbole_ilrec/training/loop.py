@@ -25,17 +25,10 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import write_atomically
 from recbole_ilrec.prompt.rows import StepPlan
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import (
-    LOOP_STATE,
-    checkpoints,
-    generator_state,
-    random_state,
-    remove,
-    save_state,
-    set_generator_state,
-    set_random_state,
-)
+from recbole_ilrec.runtime.checkpoint import save_state
+from recbole_ilrec.runtime.generators import generator_state, random_state, set_generator_state, set_random_state
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
+from recbole_ilrec.runtime.resumption import LOOP_STATE, checkpoints, remove
 from recbole_ilrec.runtime.shards import Called, cut_state, gathered, is_shared_out
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.micro_batches import MicroBatches, StepLoader, StepSampler

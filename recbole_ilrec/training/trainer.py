@@ -6,8 +6,8 @@ The steps themselves are :mod:`recbole_ilrec.training.loop`; what a metric is, R
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from recbole_ilrec.configuration.outcome import request_of
 from recbole_ilrec.decoding.memory import out_of_memory
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import TargetPlaces
@@ -32,24 +31,24 @@ from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import checkpoints, load_resumable, load_state, save_state, set_aside_later
-from recbole_ilrec.runtime.history import validation
+from recbole_ilrec.runtime.checkpoint import save_state
+from recbole_ilrec.runtime.history import validation, write_history
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
-from recbole_ilrec.runtime.run_folder import at_work
-from recbole_ilrec.runtime.shards import gathered, whole
-from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
+from recbole_ilrec.runtime.resumption import checkpoints, load_resumable, set_aside_later
+from recbole_ilrec.runtime.run_folder import at_work, mark
+from recbole_ilrec.runtime.shards import whole
+from recbole_ilrec.runtime.weights import WeightAverage
 from recbole_ilrec.training.arguments import training_arguments
+from recbole_ilrec.training.best_weights import BEST, load_best, save_best
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.training.epochs import Epochs, History, Progress, epoch_of, evaluation_due
 from recbole_ilrec.training.layer_losses import note_layer_losses
-from recbole_ilrec.training.loop import BASE, StepTrainer
+from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.micro_batches import MicroBatches
 from recbole_ilrec.training.reward_rows import reward_table
 from recbole_ilrec.training.task_batches import task_batches
 
 logger = logging.getLogger(__name__)
-
-BEST = "best"
 
 
 class GenerativeTrainer:
@@ -178,7 +177,9 @@ class GenerativeTrainer:
                 with loop.stop.at_once():
                     self.model.rewards = rewards()
                 self._watch = Stopwatch()  # they are no part of training's seconds
-            with at_work(self.run_folder, self.config) if self.saved and processes.is_first() else nullcontext():
+            with self.at_work():
+                if self.saved and processes.is_first():
+                    mark(self.run_folder, self.config)
                 self._steps(loop, checkpoint)
         if loop.average and (self.valid_pairs is None or not self.saved):
             loop.average.swap()
@@ -187,6 +188,13 @@ class GenerativeTrainer:
         if not self.saved and processes.is_first():
             with suppress(OSError):
                 self.run_folder.rmdir()  # the library makes it, even if nothing is to be written
+
+    @contextmanager
+    def at_work(self) -> Iterator[bool]:
+        """The run's folder for this process alone; whether it is the one that writes there."""
+        writes = self.saved and processes.is_first()
+        with at_work(self.run_folder) if writes else nullcontext():
+            yield writes
 
     @staticmethod
     def _steps(loop: StepTrainer, checkpoint: str | None) -> None:
@@ -210,13 +218,18 @@ class GenerativeTrainer:
         self._before = dict(self.progress.spent)
         note_earlier(self._before)
         processes.wait()
-        if processes.is_first():
-            set_aside_later(checkpoint)
         logger.info("%s: %s", set_color("Resuming from", "blue"), checkpoint)
         step = loop.state.global_step
         due = evaluation_due(self.config, step, loop.plan.steps, last)
-        if due and self.valid_pairs is not None and self.progress.evaluated < step:
-            loop.evaluate()
+        with self.at_work() as here:
+            if here:
+                set_aside_later(checkpoint)
+            if due and self.valid_pairs is not None and self.progress.evaluated < step:
+                loop.evaluate()
+                if here:  # the run may have no further step that would save it
+                    extra = asdict(self.progress) | {"spent": self._spent(loop)}
+                    save_state(checkpoint, {**content, "extra": extra}, kind=self.config["model"])
+                    write_history(self.run_folder, [*loop.state.log_history, *self.progress.validations])
         return str(checkpoint)
 
     def _how_to_go_on(self) -> str:
@@ -266,19 +279,7 @@ class GenerativeTrainer:
         return {f"eval_{name}": float(value) for name, value in result.items()}
 
     def _save_best(self, score: float) -> None:
-        best = gathered(weights(self.model))
-        if not processes.is_first():
-            return
-        content = {
-            "model": best,
-            BASE: self.model.frozen_key,
-            "settings": self.config.settings.model_dump(mode="json"),
-            "request": request_of(self.config),
-            "valid_score": score,
-            "valid_result": self.progress.best_result,
-        }
-        save_state(self.run_folder / BEST, content, kind=self.config["model"])
-        logger.info("%s: %s", set_color("Saving current", "blue"), self.run_folder / BEST)
+        save_best(self.config, self.model, self.run_folder, score, self.progress.best_result)
 
     def save_ranks(self, split: str) -> None:
         """Keep where the true items stood in the last evaluation."""
@@ -286,17 +287,8 @@ class GenerativeTrainer:
         keep_ranks(self.config, self.run_folder, split, torch.from_numpy(self._users), self.places)
 
     def load_best(self, folder: Path | None = None) -> None:
-        """Put the best weights of a run back into the model.
-
-        Raises:
-            UserError: they are of another kind or shape, or adapters of another base model.
-        """
-        folder = folder or self.run_folder / BEST
-        state = load_state(folder, kind=self.config["model"])
-        if state.get(BASE, self.model.frozen_key) != self.model.frozen_key:
-            raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
-        load_weights(self.model, state["model"], folder)
-        logger.info("Loading model structure and parameters from %s", folder)
+        """Put the best weights of a run, its own or that in ``folder``, back into the model."""
+        load_best(self.config, self.model, folder or self.run_folder / BEST)
 
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Path | None = None, show_progress: bool = False

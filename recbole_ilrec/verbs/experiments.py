@@ -32,7 +32,8 @@ from recbole_ilrec.preparation.files import lock_folder
 from recbole_ilrec.report.costs import seconds_before
 from recbole_ilrec.report.plan import PlannedRun
 from recbole_ilrec.report.results import read_records
-from recbole_ilrec.runtime.checkpoint import STATE, checkpoints
+from recbole_ilrec.runtime.checkpoint import STATE
+from recbole_ilrec.runtime.resumption import checkpoints
 
 logger = logging.getLogger(__name__)
 

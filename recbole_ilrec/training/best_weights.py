@@ -1,0 +1,61 @@
+"""The weights of a language model's best validation, kept in ``best`` in its run's folder."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import set_color
+
+from recbole_ilrec.configuration.outcome import request_of
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.models.model import GenerativeRecommender
+from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.checkpoint import load_state, save_state
+from recbole_ilrec.runtime.shards import gathered
+from recbole_ilrec.runtime.weights import load_weights, weights
+from recbole_ilrec.training.loop import BASE
+
+logger = logging.getLogger(__name__)
+
+BEST = "best"
+
+
+def save_best(
+    config: Any, model: GenerativeRecommender, run_folder: Path, score: float, result: Mapping[str, float] | None
+) -> None:
+    """Keep a model's weights as the best of its run; all processes call it.
+
+    Args:
+        config: the run's settings.
+        model: its weights are taken as they are now.
+        run_folder: where ``best`` is written.
+        score: validation score of these weights.
+        result: their validation metrics, ``None`` without a validation.
+    """
+    best = gathered(weights(model))
+    if not processes.is_first():
+        return
+    content = {
+        "model": best,
+        BASE: model.frozen_key,
+        "settings": config.settings.model_dump(mode="json"),
+        "request": request_of(config),
+        "valid_score": score,
+        "valid_result": result,
+    }
+    save_state(run_folder / BEST, content, kind=config["model"])
+    logger.info("%s: %s", set_color("Saving current", "blue"), run_folder / BEST)
+
+
+def load_best(config: Any, model: GenerativeRecommender, folder: Path) -> None:
+    """Put the weights kept in ``folder`` back into a model.
+
+    Raises:
+        UserError: they are of another kind or shape, or adapters of another base model.
+    """
+    state = load_state(folder, kind=config["model"])
+    if state.get(BASE, model.frozen_key) != model.frozen_key:
+        raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
+    load_weights(model, state["model"], folder)
+    logger.info("Loading model structure and parameters from %s", folder)
