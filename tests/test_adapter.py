@@ -159,6 +159,7 @@ def test_bfloat16_weights_have_float32_adapters_and_rows(folders):
         ({}, {"lora": True, "targets": ("q_proj", "qkv")}, "adapter.targets names 'qkv'.* choose from .*q_proj"),
         ({"path": None}, {"lora": True}, "backbone=tiny is trained from scratch"),
         ({"path": None, "quantization": "nf4"}, {}, "backbone=tiny is trained from scratch"),
+        ({"path": None, "dtype": "bfloat16"}, {}, "backbone.dtype=bfloat16 is for pretrained weights.*--train.bf16"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(folders, settings, adapter, message):

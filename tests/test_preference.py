@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from recbole_ilrec.chance import keys_of_rows
+from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs.stages import preference_config
 from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.training import preference_trainer, rejected
@@ -164,6 +166,12 @@ def test_a_given_supervised_run_is_started_from(ring):
         run("DPO", **{"preference.checkpoint": str(ring), **given})
     with pytest.raises(UserError, match="another model"):
         run("DPO", **{"preference.checkpoint": str(only_run(ring, "DPO")), **given})
+
+
+def test_rounds_have_seeds_of_their_own_even_at_the_largest_that_numpy_takes(ring):
+    config = Config("SPRec", "ring", None, {**QUICK, "seed": (1 << 32) - 1})
+    seeds = {preference_config(config, round_)["seed"] for round_ in range(4)}
+    assert len(seeds) == 4 and max(seeds) == config["seed"] and min(seeds) >= 0
 
 
 def test_the_beta_of_another_method_is_one_line(ring):

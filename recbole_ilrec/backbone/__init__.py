@@ -28,7 +28,7 @@ def build_backbone(
         device: where quantised weights are made.
 
     Raises:
-        UserError: a backbone that cannot be had, or adapters on ``tiny``.
+        UserError: a backbone that cannot be had, or adapters on ``tiny`` or another precision of its weights.
     """
     adapter = adapter or AdapterSettings()
     if settings.path:
@@ -39,6 +39,11 @@ def build_backbone(
         raise UserError(
             "lora and quantization need pretrained weights, and backbone=tiny is trained from scratch: leave them out "
             "or choose a pretrained backbone, e.g. --backbone=smollm2-135m."
+        )
+    elif settings.dtype != "float32":
+        raise UserError(
+            f"backbone.dtype={settings.dtype} is for pretrained weights: those of backbone=tiny learn from scratch in "
+            "steps that are smaller than its precision. Use --train.bf16=true, which only computes in it."
         )
     else:
         from recbole_ilrec.backbone.tiny import build_tiny

@@ -73,7 +73,6 @@ def build_tiny(settings: BackboneSettings, item_tokens: Sequence[str], texts: Se
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        dtype=settings.dtype,
     )
     config._attn_implementation = settings.attention
     with torch.random.fork_rng(devices=[]):

@@ -199,7 +199,7 @@ def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, befo
     own = config.settings.preference
     again = {"epochs": own.supervised_epochs, "learning_rate": own.learning_rate, "eval_step": own.eval_step}
     folder = _folder(config, model, data.train._dataset, "supervised", [before, again, round_])
-    stage = _supervised_config(config, seed=config["seed"] + 1000 * (round_ + 1), **again)
+    stage = _supervised_config(config, seed=_seed(config, round_ + 1), **again)
     init_seed(stage["seed"], stage["reproducibility"])
     return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
 
@@ -281,12 +281,17 @@ def preference_config(config: Any, round_: int = 0) -> Any:
     return _stage_config(
         config,
         config.settings,
-        seed=config["seed"] + 1000 * round_,
+        seed=_seed(config, round_),
         epochs=own.epochs,
         learning_rate=own.learning_rate,
         train_batch_size=own.train_batch_size,
         eval_step=own.eval_step,
     )
+
+
+def _seed(config: Any, round_: int) -> int:
+    """Another seed for each round, that of the run first; never above what NumPy takes."""
+    return (config["seed"] + 1000 * round_) % (1 << 32)
 
 
 def _supervised_config(config: Any, **values: Any) -> Any:
