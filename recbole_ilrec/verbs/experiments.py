@@ -205,6 +205,7 @@ class Experiments:
             if record is not None:
                 return run, Outcome(record)
             log = folder / LOG
+            logger.info("%s: begun, its log is %s", run, log)
             status = self.launch(self._arguments(run, folder, threads), log, descriptor)
             record = self.finished().get(key)
         if status or record is None:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from recbole_ilrec.verbs.experiments import Experiments, Outcome
+from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,8 @@ class Progress:
     def __call__(self, run: Any, outcome: Outcome) -> None:
         self.made += 1
         self.outcomes[run] = outcome
-        logger.info("[%d/%d] %s: %s", self.made, self.count, run, outcome.error or "done")
+        took = "" if outcome.record is None else f" in {seconds(outcome.record) / 60:.1f} min"
+        logger.info("[%d/%d] %s: %s", self.made, self.count, run, outcome.error or f"done{took}")
 
 
 def dry_run(outcomes: dict[Any, Outcome], experiments: Experiments) -> str:
@@ -37,5 +38,6 @@ def dry_run(outcomes: dict[Any, Outcome], experiments: Experiments) -> str:
                 known += estimate.seconds
                 state = f"about {estimate.seconds / 60:.1f} min, {(estimate.memory_mb or 0) / 1000:.1f} GB"
         lines.append(f"{run}: {state}")
-    rest = f"; {unknown} runs of unknown length" if unknown else ""
-    return "\n".join([*lines, f"{len(outcomes)} runs; to do: about {known / 60:.1f} min{rest}", ""])
+    to_do = [f"about {known / 60:.1f} min"] if known or not unknown else []
+    to_do += [f"{unknown} of unknown length"] if unknown else []
+    return "\n".join([*lines, f"{len(outcomes)} runs; to do: {' and '.join(to_do)}", ""])
