@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+from itertools import count
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.history import read_history
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals, raised
 from recbole_ilrec.runtime.resumption import checkpoints, load_resumable
+from recbole_ilrec.training import trainer
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.children import run_here, start
@@ -129,6 +131,21 @@ def test_an_evaluation_made_up_for_is_kept_and_a_finished_run_cleared_up(ring, m
     with monkeypatch.context() as patch:
         patch.setattr(StepTrainer, "evaluate", lambda *_: pytest.fail("evaluated again"))
         run(max_steps=3, resume_from_checkpoint="auto")
+
+
+def test_going_back_to_an_older_checkpoint_brings_back_the_best_weights_of_then(ring, monkeypatch):
+    scores = count()
+    monkeypatch.setattr(trainer, "calculate_valid_score", lambda *_: next(scores))
+    run(**{"train.keep_checkpoints": 99})
+    (folder,) = runs(ring)
+    first = next(path for path in checkpoints(folder) if load_state(path)["extra"]["evaluated"])
+    then, now = load_state(first / "best"), load_state(folder / "best")
+    assert (then["valid_score"], now["valid_score"]) == (0, 2)
+    (folder / ".exported.tmp-1").mkdir()
+    assert run(epochs=1, resume_from_checkpoint=str(first))["best_valid_score"] == 0
+    brought_back = load_state(folder / "best")
+    assert brought_back["valid_score"] == 0
+    assert all(torch.equal(brought_back["model"][name], value) for name, value in then["model"].items())
 
 
 def test_a_second_signal_stops_at_once():

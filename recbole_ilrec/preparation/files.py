@@ -79,6 +79,29 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def mirror(source: Path, target: Path) -> None:
+    """Make ``target`` what ``source`` is, a file, a folder or nothing; what stood there is gone.
+
+    Files are the same ones under a second name where the file system can, since weights may be large, else copies: for
+    files that are replaced and never written in place.
+    """
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_linked)
+    elif source.is_file():
+        _linked(source, target)
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in blocks with a progress bar."""
     from tqdm import tqdm

@@ -19,10 +19,10 @@ from recbole_ilrec.preparation.files import install, staging_folder
 from recbole_ilrec.report.card import model_card, program
 from recbole_ilrec.runs.stages import RESULT
 from recbole_ilrec.runtime.checkpoint import STATE, load_state
+from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.weights import load_weights
 from recbole_ilrec.schema import Ranking
 from recbole_ilrec.settings import Settings
-from recbole_ilrec.training.best_weights import BEST
 
 logger = logging.getLogger(__name__)
 

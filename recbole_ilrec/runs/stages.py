@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -23,19 +22,18 @@ from recbole_ilrec.configuration.lookup import PARADIGM_OF
 from recbole_ilrec.configuration.outcome import HOW_RUN, OF_OTHER_MODELS, outcome_settings
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.preparation.files import write_atomically
+from recbole_ilrec.preparation.files import mirror, write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, fingerprint
 from recbole_ilrec.runtime.interrupts import Interrupted
-from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.runtime.resumption import BEST, checkpoints
 from recbole_ilrec.runtime.run_folder import at_work, new_folder
 from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import Settings
-from recbole_ilrec.training.best_weights import BEST
 from recbole_ilrec.training.gamma_choice import choose_gamma
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
@@ -248,20 +246,11 @@ def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
         return
     try:
         with at_work(folder):
-            shutil.rmtree(folder / BEST, ignore_errors=True)
-            shutil.copytree(best, folder / BEST, copy_function=_linked)
+            mirror(best, folder / BEST)
             _finish(trainer, folder, score)
     except (OSError, UserError) as error:
         # A full disk, or another process that trains it, must not cost this run its result.
         logger.warning("Not kept as a stage for preference models in %s: %s", folder, error)
-
-
-def _linked(source: str, target: str) -> None:
-    """The same file under a second name where the file system can, else a copy: weights may be large."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _finish(trainer: GenerativeTrainer, folder: Path, score: float) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.user_ranks import ranks_file
+from recbole_ilrec.preparation.files import mirror
 from recbole_ilrec.runtime.checkpoint import STATE, check_kind, load_state
 
 logger = logging.getLogger(__name__)
 
 LOOP_STATE = "trainer_state.json"
 """Written by the training loop beside the state of a run that can go on from there."""
+BEST = "best"
+"""In a run's folder: the weights of its best validation; in a checkpoint: what they were then."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -86,7 +90,8 @@ def clear_up(run_folder: Path) -> None:
         if not (folder / STATE).is_file():
             shutil.rmtree(folder, ignore_errors=True)
     for leftover in (*run_folder.glob(".*.tmp-*"), *run_folder.glob("*/.*.tmp-*")):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
 
 
 def set_aside_later(checkpoint: Path) -> None:
@@ -97,6 +102,30 @@ def set_aside_later(checkpoint: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             later.rename(aside)
             logger.warning("%s is set aside as %s", later, aside.name)
+
+
+def keep_best(checkpoint: Path) -> None:
+    """Give a checkpoint the best weights of its run, and where the true items stood then."""
+    for name in _best_of(checkpoint.parent):
+        mirror(checkpoint.parent / name, checkpoint / name)
+
+
+def bring_back_best(checkpoint: Path, *, validated: bool) -> None:
+    """Make the best weights of the run those of the time of ``checkpoint``: later ones are no part of it any more.
+
+    Args:
+        checkpoint: from which the run goes on.
+        validated: whether it had been validated by then; if so, a checkpoint without best weights is of a version that
+            kept none, and the run's stay.
+    """
+    if validated and not (checkpoint / BEST).is_dir():
+        return
+    for name in _best_of(checkpoint.parent):
+        mirror(checkpoint / name, checkpoint.parent / name)
+
+
+def _best_of(folder: Path) -> tuple[str, str]:
+    return BEST, ranks_file(folder, "valid").name
 
 
 def remove(checkpoint: Path) -> None:

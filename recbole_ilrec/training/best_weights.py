@@ -12,13 +12,12 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import load_state, save_state
+from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.shards import gathered
 from recbole_ilrec.runtime.weights import load_weights, weights
 from recbole_ilrec.training.loop import BASE
 
 logger = logging.getLogger(__name__)
-
-BEST = "best"
 
 
 def save_best(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from recbole.utils import calculate_valid_score, set_color
 
+from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.shards import whole
-from recbole_ilrec.training.best_weights import BEST
 from recbole_ilrec.training.trainer import GenerativeTrainer
 
 logger = logging.getLogger(__name__)

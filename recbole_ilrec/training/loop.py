@@ -28,7 +28,7 @@ from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.runtime.generators import generator_state, random_state, set_generator_state, set_random_state
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
-from recbole_ilrec.runtime.resumption import LOOP_STATE, checkpoints, remove
+from recbole_ilrec.runtime.resumption import LOOP_STATE, checkpoints, keep_best, remove
 from recbole_ilrec.runtime.shards import Called, cut_state, gathered, is_shared_out
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.micro_batches import MicroBatches, StepLoader, StepSampler
@@ -216,6 +216,7 @@ class StepTrainer(Trainer):
         }
         try:
             save_state(folder, content, kind=self.kind)
+            keep_best(folder)
             with write_atomically(folder / LOOP_STATE) as stream:
                 json.dump(asdict(self.state), stream, indent=2, sort_keys=True)
         except BaseException:

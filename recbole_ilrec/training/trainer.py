@@ -34,12 +34,19 @@ from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.runtime.history import validation, write_history
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
-from recbole_ilrec.runtime.resumption import checkpoints, load_resumable, set_aside_later
+from recbole_ilrec.runtime.resumption import (
+    BEST,
+    bring_back_best,
+    checkpoints,
+    keep_best,
+    load_resumable,
+    set_aside_later,
+)
 from recbole_ilrec.runtime.run_folder import at_work, mark
 from recbole_ilrec.runtime.shards import whole
 from recbole_ilrec.runtime.weights import WeightAverage
 from recbole_ilrec.training.arguments import training_arguments
-from recbole_ilrec.training.best_weights import BEST, load_best, save_best
+from recbole_ilrec.training.best_weights import load_best, save_best
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.training.epochs import Epochs, History, Progress, epoch_of, evaluation_due
 from recbole_ilrec.training.layer_losses import note_layer_losses
@@ -78,8 +85,7 @@ class GenerativeTrainer:
         self._users: np.ndarray = np.empty(0, dtype=np.int64)
         self._watch, self._before = Stopwatch(), dict[str, float]()
         self.answers: dict[str, dict[str, float]] = {}
-        bigger = config["valid_metric_bigger"]
-        self.progress = Progress(best_score=-np.inf if bigger else np.inf)
+        self.progress = Progress(best_score=-np.inf if config["valid_metric_bigger"] else np.inf)
 
     def fit(
         self, train_data: Any, valid_data: Any = None, saved: bool = True, show_progress: bool = False
@@ -224,10 +230,12 @@ class GenerativeTrainer:
         with self.at_work() as here:
             if here:
                 set_aside_later(checkpoint)
+                bring_back_best(checkpoint, validated=self.progress.evaluated > 0)
             if due and self.valid_pairs is not None and self.progress.evaluated < step:
                 loop.evaluate()
                 if here:  # the run may have no further step that would save it
                     extra = asdict(self.progress) | {"spent": self._spent(loop)}
+                    keep_best(checkpoint)
                     save_state(checkpoint, {**content, "extra": extra}, kind=self.config["model"])
                     write_history(self.run_folder, [*loop.state.log_history, *self.progress.validations])
         return str(checkpoint)
