@@ -113,6 +113,7 @@ def test_gamma_is_the_best_on_validation_and_never_sees_a_test_user(ring, monkey
     assert result["best_valid_result"] == chosen["valid_result"]
     line = json.loads((ring / result["record"]).read_text().splitlines()[-1])
     assert line["result"]["gamma"] == chosen
+    assert line["evaluation"]["valid"]["policies"]["expected"] == pytest.approx(result["best_valid_result"])
     fixed = run_recbole_ilrec("BIGRec", "ring", config_dict={**settings, "bigrec.gamma": chosen["value"]})
     assert "gamma" not in fixed
 

@@ -21,8 +21,16 @@ def fair(seed=0):
     return [np.array([1])] * ROWS, targets, lists
 
 
-def found(histories, targets, lists, count=COUNT):
-    return {finding.name: finding for finding in candidate_findings(histories, targets, lists, count)}
+def found(histories, targets, lists, count=COUNT, trained=None):
+    trained = count > 0 if trained is None else trained
+    return {finding.name: finding for finding in candidate_findings(histories, targets, lists, count, trained)}
+
+
+def test_an_item_that_is_only_ever_in_histories_is_no_unseen_one():
+    histories, targets, lists = fair()
+    never_a_target = np.where(np.isin(np.arange(ITEMS + 1), targets[:200]), 0, COUNT)
+    assert found(histories, targets, lists, never_a_target)["only unseen"].numbers["rows"] > 0
+    assert found(histories, targets, lists, never_a_target, COUNT > 0)["only unseen"].numbers["rows"] == 0
 
 
 def test_fair_lists_give_nothing_away():
@@ -102,7 +110,7 @@ def test_lists_that_are_seeded_by_their_true_item_are_found():
 def test_malformed_lists_are_told_and_nothing_else(fault):
     histories, targets, lists = fair()
     lists[3] = lists[3][lists[3] != targets[3]] if fault == "missing" else np.r_[lists[3], lists[3][0]]
-    (finding,) = candidate_findings(histories, targets, lists, COUNT)
+    (finding,) = candidate_findings(histories, targets, lists, COUNT, COUNT > 0)
     assert finding.level is Level.ATTENTION and finding.numbers[fault] == 1
 
 

@@ -23,6 +23,7 @@ from recbole_ilrec.checks.leaks import (
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.identifiers.title import TitleIdentifiers
+from recbole_ilrec.models.item_index import item_identifiers
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.diagnosis import diagnose, leak_findings
 from tests.worlds import QUICK, compact_encoder, ring_world, small_backbone, small_catalog, write_dataset
@@ -309,6 +310,37 @@ def test_a_given_reward_model_is_judged_by_the_data_settings_it_was_trained_with
         data = build_data(config)
         findings = by_name(diagnose(config, data, config.model_class(config, data.train._dataset)))
         assert findings["split", "reward model"].level is level
+    path = world / "dataset/ring/ring.inter"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")  # the hold-out is another one now
+    config = Config("ILRec", "ring", None, {**QUICK, "reward_checkpoint": str(folder)})
+    data = build_data(config)
+    findings = by_name(diagnose(config, data, config.model_class(config, data.train._dataset)))
+    assert findings["split", "reward model"].level is Level.ATTENTION
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "asked"),
+    [
+        ("LCRec", {}, False),
+        ("RosePO", {"preference.smoothing": "personalised"}, True),
+        ("RosePO", {"preference.smoothing": "constant"}, False),
+        ("LCRec", {"preference.smoothing": "personalised"}, False),
+    ],
+)
+def test_a_reward_model_is_looked_at_wherever_it_is_asked(world, model, settings, asked):
+    config = Config(model, "ring", None, {**QUICK, **settings})
+    data = build_data(config)
+    findings = by_name(diagnose(config, data, config.model_class(config, data.train._dataset)))
+    assert (("split", "reward model") in findings) == asked
+
+
+def test_identifiers_learned_from_clicks_are_those_of_their_reward_model(world):
+    (world / "dataset/ring/ring.index.json").unlink()
+    learned = {**QUICK, "index.embedding": "cf", "index.codebook_size": 4, "index.epochs": 1, "index.levels": 2}
+    for model in ("SASRec", "GRU4Rec", "SASRec"):
+        config = Config("LCRec", "ring", None, {**learned, "reward_model": model, "reward.config": {"epochs": 1}})
+        item_identifiers(config, build_data(config).train._dataset)
+    assert len(list((world / "saved/cache").glob("ring-*.index.json"))) == 2
 
 
 def test_rows_and_sequences_that_were_tampered_with_are_found(world):

@@ -1,6 +1,7 @@
 """What a run leaves behind: its record, its certificate, where the true items stood, and what it cost."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ pytest.importorskip("recbole")
 
 from recbole_ilrec import run_recbole_ilrec
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import run_key
+from recbole_ilrec.configuration.outcome import from_anywhere, request_of, run_key
+from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
-from recbole_ilrec.report.costs import ledger, note, note_earlier, seconds_before, spent_on, total
+from recbole_ilrec.report.costs import REWARD, ledger, note, note_earlier, seconds_before, spent_on, total
 from recbole_ilrec.runs import certificate
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.schema import Ranking
@@ -83,6 +85,25 @@ def test_the_key_follows_what_decides_the_outcome_and_nothing_else(ring):
     assert key() != first
 
 
+def test_the_key_follows_the_content_of_what_a_setting_points_to(ring):
+    prompt, backbone = ring / "own.yaml", ring / "model"
+    prompt.write_text((properties_folder() / "prompt/compact.yaml").read_text())
+    backbone.mkdir()
+    (backbone / "config.json").write_text("{}")
+    given = {**SHORT, "prompt.template": "own.yaml", "reward.checkpoint": "model"}
+    config = Config("ILRec", "ring", config_dict=given)
+    keys = [run_key(config)]
+    for changed in (prompt, backbone / "config.json"):
+        changed.write_text(changed.read_text() + "\n")
+        keys.append(run_key(config))
+    assert len(set(keys)) == 3
+    request, settings = request_of(config)["config_dict"], from_anywhere(config.settings)
+    assert request["prompt.template"] == settings.prompt.template == str(prompt)
+    assert settings.reward.checkpoint == str(backbone) and settings.index.file is None
+    os.chdir(ring / "dataset")
+    assert Config("ILRec", "ring", config_dict=request).settings.prompt.template == str(prompt)
+
+
 def test_costs_go_to_the_stage_they_belong_to():
     with ledger() as costs:
         with spent_on("supervised"):
@@ -92,11 +113,13 @@ def test_costs_go_to_the_stage_they_belong_to():
             note_earlier({"wall_seconds": 5.0, "cpu_seconds": 4.0, "epochs": 3, "stage": "LCRec"})
         with spent_on("supervised"):
             note(epochs=1)
-    assert set(costs.stages) == {"supervised/validation", "supervised"}
+            with spent_on(REWARD):  # where it is trained or read depends on what a run finds done
+                note(epochs=50)
+    assert set(costs.stages) == {"supervised/validation", "supervised", f"supervised/{REWARD}"}
     assert total(costs.stages, "epochs", within="supervised") == 6
     assert seconds_before(costs.stages) == 5.0
     note(epochs=1)  # no ledger is open
-    assert total(costs.stages, "epochs") == 6
+    assert total(costs.stages, "epochs") == 56
 
 
 def test_an_interrupted_run_counts_what_it_spent_before(ring, monkeypatch):

@@ -24,7 +24,7 @@ FEW = 20
 
 
 def candidate_findings(
-    histories: Sequence[Array], targets: Array, candidates: Sequence[Array], train_count: Array
+    histories: Sequence[Array], targets: Array, candidates: Sequence[Array], train_count: Array, trained: Array
 ) -> list[Finding]:
     """All checks of candidate lists.
 
@@ -32,7 +32,8 @@ def candidate_findings(
         histories: items before each row's target.
         targets: ``[R]`` true items.
         candidates: item ids of each row in the order shown.
-        train_count: ``[I + 1]`` how often each item occurs in the training rows.
+        train_count: ``[I + 1]`` how often each item is the target of a training row.
+        trained: ``[I + 1]`` bool, items that stand in some training row, as target or in its history.
 
     Returns:
         One finding a check. Where a list lacks its target, holds it twice or has an item twice, only that is told: the
@@ -50,8 +51,8 @@ def candidate_findings(
         _guess("unpopularity", "the least popular candidate", targets, candidates, lambda row: -train_count[row]),
         _guess("often shown", "the candidate shown in most lists", targets, candidates, lambda row: shown[row]),
         _guess("seldom shown", "the candidate shown in fewest lists", targets, candidates, lambda row: -shown[row]),
-        _alone("unseen", "in no training row", targets, candidates, [train_count == 0] * len(targets)),
-        _alone("seen", "in a training row", targets, candidates, [train_count > 0] * len(targets)),
+        _alone("unseen", "in no training row", targets, candidates, [~trained] * len(targets)),
+        _alone("seen", "in a training row", targets, candidates, [trained] * len(targets)),
         _in_history(histories, targets, candidates),
         _seeding(targets, candidates),
     ]

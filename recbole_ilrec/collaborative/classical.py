@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import interactions_key
 from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
@@ -99,6 +100,7 @@ class ClassicalTrainer(RecBoleTrainer):
         self._places: tuple[Tensor, TargetPlaces] | None = None
         self._resumed: dict[str, Any] | None = None
         self._items = ""
+        self._interactions: str | None = None
         self._saved = False
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
@@ -125,6 +127,7 @@ class ClassicalTrainer(RecBoleTrainer):
         """
         self._saved = saved
         self._items = items_key(train_data._dataset)
+        self._interactions = interactions_key(self.config)
         self._watch = Stopwatch()
         note_earlier(self.spent)
         if self.finished:
@@ -176,6 +179,7 @@ class ClassicalTrainer(RecBoleTrainer):
             "epoch": epoch,
             "valid_score": self.best_valid_score,
             "items": self._items,
+            "interactions": self._interactions,
             "config": _plain(self.config.as_dict()),
         }
         self.save_ranks("valid")

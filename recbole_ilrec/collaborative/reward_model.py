@@ -20,14 +20,16 @@ from torch import Tensor
 from recbole_ilrec.collaborative.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import find_model, keys_read_by
-from recbole_ilrec.configuration.outcome import OUTCOME_FREE
+from recbole_ilrec.configuration.outcome import OUTCOME_FREE, interactions_key
 from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.costs import note_earlier, spent_on
+from recbole_ilrec.objective import PREFERENCES
+from recbole_ilrec.report.costs import REWARD, note_earlier, spent_on
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import STATE, check_kind, load_state
+from recbole_ilrec.runtime.checkpoint import STATE, check_kind, fingerprint, load_state
 from recbole_ilrec.runtime.generators import random_state, set_random_state
+from recbole_ilrec.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,30 @@ def load_reward_model(config: Config, dataset: SequenceDataset) -> RewardModel:
     return RewardModel(model, dataset, temperature=reward.temperature, mask_history=reward.mask_history)
 
 
+def weighs_titles(settings: Settings) -> bool:
+    """Whether the reward model weighs the distances of BIGRec's grounding."""
+    own = settings.bigrec
+    return settings.paradigm == "bigrec" and own.weight_by == "cf" and any(own.gamma)
+
+
+def prefers(settings: Settings) -> bool:
+    """Whether a preference stage smooths its labels, or finds similar items, by the reward model."""
+    own = settings.preference
+    similar = own.source == "similar" and settings.index.embedding == "cf"
+    return settings.objective in PREFERENCES and (own.smoothing == "personalised" or similar)
+
+
+def reward_key(config: Config, dataset: SequenceDataset) -> str:
+    """Names the reward model that :func:`load_reward_model` gives, without training it.
+
+    Raises:
+        UserError: an unknown model, a bad ``reward.config``, or no checkpoint where one is given.
+    """
+    if config.settings.reward.checkpoint:
+        return fingerprint(_checkpoint_folder(config))
+    return _key(_own_config(config, dataset), dataset)
+
+
 def item_vectors(config: Config, dataset: SequenceDataset) -> Tensor:
     """The reward model's item embeddings, ``[I, d]`` float32 in the order of internal ids 1 .. I."""
     model = load_reward_model(config, dataset).model
@@ -149,9 +175,7 @@ def training_settings(config: Config) -> Config | None:
     reward = config.settings.reward
     given: dict[str, Any] = {}
     if reward.checkpoint:
-        folder = Path(str(reward.checkpoint))
-        folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
-        given = load_state(folder).get("config", {})
+        given = load_state(_checkpoint_folder(config)).get("config", {})
     own = reward_config(config, {})
     choosing = [key for key in _SELECTING if key not in ("seed", "reproducibility", "load_col", "unload_col")]
     for key in choosing:
@@ -166,9 +190,24 @@ def _preferred(config: Config) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
-def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
+def _checkpoint_folder(config: Config) -> Path:
     folder = Path(str(config.settings.reward.checkpoint))
-    folder = folder / BEST if (folder / BEST / STATE).is_file() else folder
+    return folder / BEST if (folder / BEST / STATE).is_file() else folder
+
+
+def trained_elsewhere(config: Config) -> bool | None:
+    """Whether ``reward.checkpoint`` was trained on another file of interactions than this run's; ``None``: not known.
+
+    Versions that did not say are the reason why it may not be known.
+    """
+    if not config.settings.reward.checkpoint:
+        return False
+    file = load_state(_checkpoint_folder(config)).get("interactions")
+    return None if file is None else file != interactions_key(config)
+
+
+def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
+    folder = _checkpoint_folder(config)
     name, model_class, _ = find_model(config.settings.reward.model)
     try:
         check_kind(folder, name)
@@ -190,14 +229,10 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     return model
 
 
-@spent_on("reward model")
+@spent_on(REWARD)
 def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
-    few = {"topk": [dataset.item_num - 1]} if dataset.item_num <= 10 else {}  # the default of 10 would not fit
-    own = reward_config(config, {**_preferred(config), **few})
-    outcome = {key: value for key, value in own.as_dict().items() if key not in OUTCOME_FREE}
-    identity = json.dumps([outcome, dataset.content_key()], sort_keys=True, default=str)
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{key}"
+    own = _own_config(config, dataset)
+    folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{_key(own, dataset)}"
     init_seed(own["seed"], own["reproducibility"])
     trainer = ClassicalTrainer(own, build_model(own, dataset))
     trainer.folder, trainer.saved_model_file = folder, str(folder / BEST)
@@ -212,3 +247,14 @@ def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
         note_earlier(trainer.spent)
     trainer.load_best()
     return trainer.model
+
+
+def _own_config(config: Config, dataset: SequenceDataset) -> Config:
+    few = {"topk": [dataset.item_num - 1]} if dataset.item_num <= 10 else {}  # the default of 10 would not fit
+    return reward_config(config, {**_preferred(config), **few})
+
+
+def _key(own: Config, dataset: SequenceDataset) -> str:
+    outcome = {key: value for key, value in own.as_dict().items() if key not in OUTCOME_FREE}
+    identity = json.dumps([outcome, dataset.content_key()], sort_keys=True, default=str)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

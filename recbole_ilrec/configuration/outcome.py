@@ -14,6 +14,7 @@ from typing import Any
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.presets import preset
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
@@ -30,7 +31,16 @@ HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_step
 """The same among the typed settings."""
 OF_OTHER_MODELS = {"transitions": True}
 """Typed settings that no language model reads."""
-_LENGTH = 16
+_PATHS = (
+    "backbone.path",
+    "prompt.template",
+    "alignment.template",
+    "index.file",
+    "index.encoder",
+    "reward.checkpoint",
+    "preference.checkpoint",
+)
+_LENGTH, _LARGE = 16, 1 << 26
 
 
 def outcome_settings(config: Config, but: Collection[str] = ()) -> dict[str, Any]:
@@ -55,6 +65,12 @@ def data_key(config: Config) -> str:
     selecting = {key: config[key] for key in (*dataset_arguments, "eval_args", "repeatable")}
     digest.update(json.dumps(selecting, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def interactions_key(config: Config) -> str | None:
+    """SHA-256 of the file of interactions; ``None`` where the parts of the split are files of their own."""
+    path = Path(config["data_path"]) / f"{config['dataset']}.inter"
+    return _file_hash(path) if path.is_file() else None
 
 
 def settings_key(config: Config) -> str:
@@ -82,10 +98,35 @@ def _unread(settings: Settings) -> dict[str, Any]:
     return {**OF_OTHER_MODELS, **dict.fromkeys(others, True)}
 
 
+def given_paths(settings: Settings) -> dict[str, Path]:
+    """Dotted names of typed settings that name a file or folder that exists -> it, from any folder."""
+    found = {}
+    for name in _PATHS:
+        section, _, field = name.partition(".")
+        value = getattr(getattr(settings, section), field)
+        if value and Path(value).exists():
+            found[name] = Path(value).resolve()
+    return found
+
+
+def from_anywhere(settings: Settings) -> Settings:
+    """The same settings with the paths of :func:`given_paths` in them."""
+    sections: dict[str, dict[str, str]] = {}
+    for name, path in given_paths(settings).items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, {})[field] = str(path)
+    changed = {name: getattr(settings, name).model_copy(update=values) for name, values in sections.items()}
+    return settings.model_copy(update=changed)
+
+
 def request_of(config: Config) -> dict[str, Any]:
     """The arguments that make this configuration again, from any folder, in plain values."""
     data, cache = Path(config["data_path"]).resolve(), Path(config["cache_dir"]).resolve()
     given = {**config.external_config_dict, "data_path": data.parent, "cache_dir": cache}
+    paths = given_paths(config.settings)
+    if isinstance(given.get("backbone"), str) and Path(given["backbone"]).exists():
+        given["backbone"] = paths.pop("backbone.path", given["backbone"])
+    given |= paths
     return {
         "model": config.model,
         "dataset": config.dataset,
@@ -99,16 +140,35 @@ def run_key(config: Config) -> str:
     files = sorted(path for path in folder.glob(f"{config['dataset']}.*") if path.is_file())
     given = config.settings.index.file
     files += [Path(given)] if given and Path(given).is_file() else []
-    return _key([settings_key(config), {path.name: _file_hash(path) for path in files}])
+    hashes = {path.name: _file_hash(path) for path in files}
+    if config.is_llm:
+        for name, path in given_paths(config.settings).items():
+            if name != "index.file":
+                hashes |= {f"{name}: {file.name}": _identity(file) for file in _deciding(path)}
+    return _key([settings_key(config), hashes])
+
+
+def _deciding(path: Path) -> list[Path]:
+    """The files behind a path: of a checkpoint or run of this package the one that holds the hash of its weights."""
+    if path.is_file():
+        return [path]
+    states = [state for state in (path / "best" / "state.json", path / "state.json") if state.is_file()]
+    return states[:1] or sorted(file for file in path.iterdir() if file.is_file())
+
+
+def _identity(file: Path) -> str:
+    """Its hash; size and time of one that takes long to read."""
+    about = file.stat()
+    return f"{about.st_size}, {about.st_mtime_ns}" if about.st_size > _LARGE else _file_hash(file)
 
 
 @cache
 def code_key() -> str:
-    """Names the code: all modules of this package."""
+    """Names the code: all modules of this package, and its prompts, which no setting of a run holds."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode())
+    for path in (*sorted(package.rglob("*.py")), *sorted(preset("prompt", "compact").parent.glob("*.yaml"))):
+        digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:_LENGTH]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from recbole_ilrec.collaborative.reward_model import item_vectors, reward_key
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.base import ItemIdentifiers
 from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vectors
@@ -91,6 +92,7 @@ def _learned(
         "seed": config["seed"],
         "items": tokens,
         "texts": texts if settings.embedding in ("tfidf", "encoder") else dataset.content_key(),
+        **({"reward": reward_key(config, dataset)} if settings.embedding == "cf" else {}),
         "backbone": config.settings.backbone.model_dump(mode="json") if settings.embedding == "backbone" else None,
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -112,8 +114,6 @@ def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSe
         UserError: they come from texts and there are none, or something they need is not given.
     """
     if settings.embedding == "cf":
-        from recbole_ilrec.collaborative.reward_model import item_vectors
-
         return item_vectors(config, dataset)
     if not any(texts):
         raise UserError(

@@ -80,15 +80,23 @@ def note_earlier(costs: Mapping[str, Any]) -> None:
             _add(opened.entry().setdefault("earlier", {}), numbers)
 
 
+REWARD = "reward model"
+"""Name of the stage in which the model behind Eq. 10 is trained or read."""
+
+
 def total(stages: Mapping[str, Mapping[str, Any]], count: str, *, within: str = "") -> float:
     """Sum of a count such as ``epochs`` over stages, earlier work included.
 
     Args:
         stages: as in :attr:`Ledger.stages`.
         count: its name.
-        within: only stages whose path begins with this name.
+        within: only stages whose path begins with this name; what the reward model took inside them is left out, since
+            where it is trained or read depends on what a run finds done.
     """
-    chosen = [entry for path, entry in stages.items() if not within or path.partition("/")[0] == within]
+    parts = {path: path.split("/") for path in stages}
+    chosen = [
+        stages[path] for path, names in parts.items() if not within or (names[0] == within and REWARD not in names)
+    ]
     return sum(entry.get(count, 0) + entry.get("earlier", {}).get(count, 0) for entry in chosen)
 
 

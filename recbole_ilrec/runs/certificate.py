@@ -53,6 +53,8 @@ def evaluation_certificate(
             splits[split] = _of_split(config, data, folder, split, len(loader._dataset))
     if "test" in splits:
         _check_headline(config, result["test_result"], splits["test"])
+    if "valid" in splits and result["best_valid_result"]:
+        _check_headline(config, result["best_valid_result"], splits["valid"])
     candidates = config["eval_args"]["mode"]
     if config.settings.task == "candidates":
         candidates = config.settings.candidates.model_dump(mode="json")

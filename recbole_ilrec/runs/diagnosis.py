@@ -15,7 +15,7 @@ from recbole_ilrec.checks.finding import Finding, Level, needing_attention, of, 
 from recbole_ilrec.checks.interactions import count_finding, order_findings
 from recbole_ilrec.checks.items import identifier_finding, lost_token_finding, prompt_finding, title_finding
 from recbole_ilrec.checks.leaks import Rows, Timeline, split_findings
-from recbole_ilrec.collaborative.reward_model import training_settings
+from recbole_ilrec.collaborative.reward_model import prefers, trained_elsewhere, training_settings, weighs_titles
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.data.dataset import Data, SequenceDataset, build_data
@@ -83,8 +83,10 @@ def list_findings(config: Config, data: Data) -> list[Finding]:
     rows = rows_of(test)
     histories = [items[:length] for items, length in zip(rows.history, rows.length, strict=True)]
     lists = [shown[shown > 0] for shown in test.inter_feat[CANDIDATES].numpy()]
-    trained = np.bincount(train.inter_feat[train.iid_field].numpy(), minlength=train.item_num)
-    return candidate_findings(histories, rows.target, lists, trained)
+    known = rows_of(train)
+    in_rows = np.concatenate([known.target, known.history[known.inside]])
+    counts = [np.bincount(items, minlength=train.item_num) for items in (known.target, in_rows)]
+    return candidate_findings(histories, rows.target, lists, counts[0], counts[1] > 0)
 
 
 def rows_of(part: SequenceDataset) -> Rows:
@@ -105,7 +107,8 @@ def training_findings(config: Config, data: Data, model: Any) -> list[Finding]:
     file = index_file(config)
     learned_from_clicks = config.settings.paradigm == "lcrec" and config.settings.index.embedding == "cf" and not file
     findings = []
-    if model.objective.needs.rewards or learned_from_clicks:
+    other_uses = weighs_titles(config.settings) or prefers(config.settings)
+    if model.objective.needs.rewards or learned_from_clicks or other_uses:
         findings.append(_reward_finding(config, data))
     if config.settings.paradigm == "lcrec":
         findings.append(_index_finding(config, file, learned_from_clicks))
@@ -115,6 +118,11 @@ def training_findings(config: Config, data: Data, model: Any) -> list[Finding]:
 def _reward_finding(config: Config, data: Data) -> Finding:
     name = config.settings.reward.model
     differing = training_settings(config)
+    elsewhere = trained_elsewhere(config)
+    if differing is None and elsewhere is not False:
+        told = "was trained on another file of interactions" if elsewhere else "does not say what it was trained on"
+        text = f"reward_checkpoint of {name} {told}: whether held-out items were in it cannot be seen"
+        return Finding("split", "reward model", Level.ATTENTION if elsewhere else Level.NOTE, text)
     if differing is None:
         text = f"{name} is trained on the training rows of this run and no others"
         return Finding("split", "reward model", Level.OK, text)

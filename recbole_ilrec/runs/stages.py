@@ -18,6 +18,7 @@ from typing import Any
 from recbole.utils import init_seed, set_color
 
 from recbole_ilrec.checks.finding import as_plain
+from recbole_ilrec.collaborative.reward_model import prefers, reward_key, weighs_titles
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
 from recbole_ilrec.configuration.outcome import HOW_RUN, OF_OTHER_MODELS, outcome_settings
 from recbole_ilrec.errors import UserError
@@ -230,6 +231,8 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
     items = hashlib.sha256(tokens).hexdigest()
     own = [model.alignment.key] if model.alignment else []
     own += [model.frozen_key] if model.frozen_key else []
+    if weighs_titles(config.settings) or (kind == "preference" and prefers(config.settings)):
+        own.append(reward_key(config, dataset))
     what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *own, *further]
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]

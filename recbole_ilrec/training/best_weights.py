@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_ilrec.configuration.outcome import request_of
+from recbole_ilrec.configuration.outcome import from_anywhere, request_of
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.runtime import processes
@@ -38,7 +38,7 @@ def save_best(
     content = {
         "model": best,
         BASE: model.frozen_key,
-        "settings": config.settings.model_dump(mode="json"),
+        "settings": from_anywhere(config.settings).model_dump(mode="json"),
         "request": request_of(config),
         "valid_score": score,
         "valid_result": result,

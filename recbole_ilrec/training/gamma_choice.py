@@ -6,8 +6,11 @@ Knows a trained model and its validation users; never test users.
 import logging
 from dataclasses import dataclass
 
+import torch
 from recbole.utils import calculate_valid_score, set_color
 
+from recbole_ilrec.metrics.rank_metrics import keep_ranks
+from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.shards import whole
 from recbole_ilrec.training.trainer import GenerativeTrainer
@@ -46,17 +49,19 @@ def choose_gamma(trainer: GenerativeTrainer) -> ChosenGamma | None:
     if trainer.saved and (trainer.run_folder / BEST).is_dir():
         trainer.load_best()
     trainer.model.eval()
-    gammas, results = sorted(set(ranker.settings.gamma)), {}
+    gammas, results, places = sorted(set(ranker.settings.gamma)), {}, {}
     count, size = trainer.model.list_length, config["eval_batch_size"]
     label = set_color("Gamma      ", "pink") if trainer.show_progress else None
     with whole(trainer.model):
         rankings = ranker.rankings(pairs, count, gammas, batch_size=size, progress=label)
         for gamma, ranking in zip(gammas, rankings, strict=True):
-            _, policies = trainer.metrics(ranking, pairs)
+            places[gamma], policies = trainer.metrics(ranking, pairs)
             results[gamma] = policies[config.settings.decode.collisions]
     scores = {gamma: calculate_valid_score(result, config["valid_metric"].lower()) for gamma, result in results.items()}
     best = (max if config["valid_metric_bigger"] else min)(scores, key=lambda gamma: scores[gamma])
     ranker.gamma = best
+    if trainer.saved and processes.is_first():
+        keep_ranks(config, trainer.run_folder, "valid", torch.from_numpy(pairs.user), places[best])
     logger.info("%s: %g, from %s", set_color("bigrec.gamma by validation", "blue"), best, scores)
     tried = {f"{gamma:g}": score for gamma, score in scores.items()}
     return ChosenGamma(best, scores[best], dict(results[best]), tried)
