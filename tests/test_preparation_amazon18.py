@@ -131,6 +131,17 @@ def test_the_generated_data_have_ties_repeats_and_a_cascade():
     assert chain_users and not any("L" in item for sequence in naive(rows, described) for item in sequence)
 
 
+def test_only_a_repeat_of_both_user_and_item_is_dropped_whatever_their_numbers():
+    import polars as pl
+
+    most = 2**32 - 1
+    pairs = [(u, i) for u in (0, 1, 2**31, most - 1, most) for i in (0, 1, most)]
+    schema = {"user": pl.UInt32, "item": pl.UInt32, "time": pl.Int64, "line": pl.Int64}
+    rows = [(*pair, 7, line) for line, pair in enumerate([*pairs, *pairs], start=1)]
+    events = pl.DataFrame(rows[::-1], schema=schema, orient="row")
+    assert amazon18.first_occurrences(events).rows() == pairs
+
+
 def test_reviews_give_the_same_as_ratings_however_they_are_cut_into_parts(tmp_path, raw, monkeypatch):
     first = prepare("toy", "amazon18", raw, tmp_path / "one").folder
     reviews = [{"reviewerID": user, "asin": item, "unixReviewTime": time} for item, user, time in ratings()]

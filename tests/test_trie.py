@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_ilrec.identifiers import trie as trie_module
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.identifiers.trie import build_trie
 
@@ -73,3 +74,26 @@ def test_edges_of_several_nodes_are_one_ragged_list_and_outside_has_none():
     row, edge = trie.edges(torch.tensor([0, -1, 1]))
     assert row.tolist() == [0, 0, 2, 2]
     assert trie.token[edge].tolist() == [1, 3, 4, 7]
+
+
+def test_rows_are_sorted_by_whole_tokens_and_equal_ones_keep_their_order():
+    tokens = [2**31 - 1, 2**16, 2**16 - 1, 2**15, 2**15 - 1, 0]
+    rows = [(a, b) for a in tokens[2:] for b in tokens] + [(2**16, -1), (2**31 - 1, 0), (5, 5), (0, 7), (5, 5)]
+    trie, order = build_trie(np.array(rows))
+    assert order.tolist() == sorted(range(len(rows)), key=lambda at: rows[at])
+    assert trie.token[:7].tolist() == [0, 5, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**31 - 1]
+    assert {array.dtype for array in vars(trie).values()} == {torch.int32}
+
+
+def test_what_int32_cannot_number_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="token ids up to 2,147,483,647, not 2,147,483,648"):
+        build_trie(np.array([[2**31]]))
+    rows = np.array([[1, 4], [1, 2], [3, 2]])
+    monkeypatch.setattr(trie_module, "LARGEST", 6)
+    assert build_trie(rows)[0].num_nodes == 6
+    monkeypatch.setattr(trie_module, "LARGEST", 5)
+    with pytest.raises(ValueError, match="nodes up to 5, not 6"):
+        build_trie(rows)
+    monkeypatch.setattr(trie_module, "LARGEST", 2)
+    with pytest.raises(ValueError, match="items up to 2, not 3"):
+        build_trie(rows[:, :1])

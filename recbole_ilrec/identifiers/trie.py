@@ -6,6 +6,7 @@ level by level, so the children of a node are neighbours and the edge into node 
 knows token ids only; never items' names, prompts or models.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 ROOT = 0
 OUTSIDE = -1
+LARGEST = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Trie:
         first, count = self.fan_out(node)
         row = torch.repeat_interleave(torch.arange(len(node), device=node.device), count)
         start = count.cumsum(0) - count
-        within = torch.arange(len(row), device=node.device) - start[row]
-        return row, first[row] + within
+        edge = (first - start).index_select(0, row)  # a third of the time of plain indexing
+        return row, edge.add_(torch.arange(len(row), device=node.device))
 
     def step(self, node: Tensor, token: Tensor) -> Tensor:
         """The node after ``token``, -1 when no item continues that way. (Bisection over the sorted children.)
@@ -113,51 +115,70 @@ def build_trie(sequences: np.ndarray) -> tuple[Trie, np.ndarray]:
             begin another one (an end token sees to that); equal sequences share a leaf.
 
     Returns:
-        the trie and ``order [I]``, the row index at each item position.
+        the trie and ``order [I]`` int64, the row index at each item position.
 
     Raises:
-        ValueError: a row is empty, or one identifier begins another.
+        ValueError: a row is empty, one identifier begins another, or there are more items, more nodes or greater token
+            ids than the trie's int32 can hold.
     """
-    sequences = np.ascontiguousarray(sequences, dtype=np.int32)
-    items, depth = sequences.shape
+    sequences = np.asarray(sequences)
+    items = len(sequences)
     if not items or (sequences[:, 0] < 0).any():
         raise ValueError("every item needs at least one token")
-    order = np.lexsort(sequences.T[::-1])
-    rows = sequences[order]
-    owner = np.zeros(items, dtype=np.int64)  # node of each sorted row at the current level
-    alive = np.arange(items)  # rows with a token at this level
-    tokens, lows, highs, parents = [], [np.zeros(1, np.int64)], [np.full(1, items)], []
-    nodes = 1
-    ended = np.zeros(items, dtype=np.int64)  # node in which each row ends
-    for level in range(depth):
-        column, parent = rows[alive, level], owner[alive]
-        fresh = np.ones(len(alive), dtype=bool)
-        fresh[1:] = (column[1:] != column[:-1]) | (parent[1:] != parent[:-1])
-        starts = np.flatnonzero(fresh)
-        ends = np.append(starts[1:], len(alive))
-        tokens.append(column[starts])
-        parents.append(parent[starts])
-        lows.append(alive[starts])
-        highs.append(alive[ends - 1] + 1)
-        owner[alive] = nodes + np.cumsum(fresh) - 1
-        nodes += len(starts)
-        last = np.full(len(alive), True) if level + 1 == depth else rows[alive, level + 1] < 0
-        ended[alive[last]] = owner[alive[last]]
-        alive = alive[~last]
-        if not len(alive):
-            break
-    return _assemble(nodes, parents, tokens, lows, highs, ended), order
-
-
-def _assemble(nodes, parents, tokens, lows, highs, ended) -> Trie:
-    children = np.bincount(np.concatenate(parents), minlength=nodes)
-    indptr = np.zeros(nodes + 1, dtype=np.int64)
-    np.cumsum(children, out=indptr[1:])
-    terminal = np.unique(ended)
-    low = np.concatenate(lows)
-    if children[terminal].any():
+    _check_range("items", items)
+    _check_range("token ids", int(sequences.max()))
+    sequences = sequences.astype(np.int32, copy=False)
+    order = _order(sequences)
+    low, high, token, leaf = _levels(sequences[order])
+    _check_range("nodes", sum(map(len, low)))
+    arrays = (_first_edges(low), *map(np.concatenate, (token, low, high, leaf)))
+    trie = Trie(*map(torch.from_numpy, arrays))
+    if ((trie.leaf >= 0) & (trie.indptr.diff() > 0)).any():
         raise ValueError("an item identifier begins another one; append the end token")
-    leaf = np.full(nodes, OUTSIDE, dtype=np.int64)
-    leaf[terminal[np.argsort(low[terminal], kind="stable")]] = np.arange(len(terminal))
-    arrays = (indptr, np.concatenate(tokens), low, np.concatenate(highs), leaf)
-    return Trie(*(torch.from_numpy(array.astype(np.int32)) for array in arrays))
+    return trie, order
+
+
+def _check_range(what: str, number: int) -> None:
+    if number > LARGEST:
+        raise ValueError(f"a trie of int32 holds {what} up to {LARGEST:,}, not {number:,}")
+
+
+def _order(rows: np.ndarray) -> np.ndarray:
+    """Stable order of the rows by their tokens.
+
+    A token's halves are two keys: NumPy sorts 16 bits by radix, which is ten times as fast as comparing.
+    """
+    halves = ((column.astype(np.uint16), (column >> 16).astype(np.int16)) for column in rows.T[::-1])
+    return np.lexsort([half for pair in halves for half in pair])
+
+
+def _levels(rows: np.ndarray) -> tuple[list[np.ndarray], ...]:
+    """``low``, ``high``, ``token`` and ``leaf`` of the nodes of each level; the root, which no token leads to, first.
+
+    Args:
+        rows: ``[I, D]`` int32, sorted.
+    """
+    items, depth = rows.shape
+    low, high, token = [np.zeros(1, np.int32)], [np.full(1, items, np.int32)], [np.empty(0, np.int32)]
+    fresh = np.arange(items) == 0  # rows whose tokens so far are not those of the row above
+    for level in range(depth):
+        column = rows[:, level]
+        fresh[1:] |= column[1:] != column[:-1]
+        start = np.flatnonzero(fresh).astype(np.int32)
+        here = column[start] >= 0
+        low.append(start[here])
+        high.append(np.append(start[1:], np.int32(items))[here])
+        token.append(column[low[-1]])
+    number = np.cumsum(fresh, dtype=np.int32) - 1
+    ends = [rows[first, level] < 0 for level, first in enumerate(low[:-1])] + [np.full(len(low[-1]), True)]
+    leaf = [np.where(end, number[first], np.int32(OUTSIDE)) for first, end in zip(low, ends, strict=True)]
+    return low, high, token, leaf
+
+
+def _first_edges(low: list[np.ndarray]) -> np.ndarray:
+    """``indptr``: a node's children are the nodes of the next level that start no earlier than it, in its interval."""
+    first, last = [], -1  # the edge into the last node of the levels so far
+    for own, following in itertools.pairwise([*low, np.empty(0, np.int32)]):
+        last += len(own)
+        first.append((np.searchsorted(following, own) + last).astype(np.int32))
+    return np.concatenate([*first, np.full(1, last, np.int32)])

@@ -10,9 +10,11 @@ of their raw ids, and items are numbered as they first appear in that order: the
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.item_text import item_texts
@@ -75,8 +77,8 @@ def find(folder: Path, name: str) -> dict[str, Path]:
 def read(files: Mapping[str, Path], work: Path) -> SourceData:
     """Filtered sequences and cleaned texts.
 
-    The raw files are streamed to parquet parts in ``work``. Memory holds the table of interactions whose user and
-    item both have :data:`CORE` raw lines, the counts of users and items, and the texts of the items that stay.
+    The raw files are streamed to parquet parts in ``work``. Memory holds, as numbers, the interactions whose user and
+    item both have :data:`CORE` raw lines, the raw ids of those users and items, and the texts of the items that stay.
 
     Raises:
         UserError: a line that is not as published, or nothing left after filtering.
@@ -89,60 +91,79 @@ def read(files: Mapping[str, Path], work: Path) -> SourceData:
     _stage_metadata(files["metadata"], metadata)
     _stage_events(files["interactions"], events)
     with tqdm(total=3, desc="filtering", unit="step", disable=None) as bar:
-        candidates = _candidates(events, metadata)
+        kept, items = _candidates(events, metadata)
         bar.update()
-        kept = k_core(first_occurrences(candidates), CORE)
+        kept = k_core(first_occurrences(kept), CORE)
         bar.update()
         if kept.is_empty():
             raise UserError(
                 f"{files['interactions']}: no interaction is left after the {CORE}-core filter over items with "
                 f"metadata. Check that it and {files['metadata'].name} are of the same category and complete."
             )
-        numbers = {item: str(n) for n, item in enumerate(kept["item"].unique(maintain_order=True))}
-        texts = _texts(metadata, numbers)
+        order = kept["item"].unique(maintain_order=True)
+        texts = _texts(metadata, items.gather(order))
         bar.update()
-    return SourceData(_sequences(kept, numbers), tie_rule=TIE_RULE, texts=texts)
+    return SourceData(_sequences(kept, order), tie_rule=TIE_RULE, texts=texts)
 
 
 def first_occurrences(events: "pl.DataFrame") -> "pl.DataFrame":
-    """Events in the order (user, time, line), without later repeats of a (user, item).
+    """Users and items of the events in the order (user, time, line), without later repeats of a (user, item).
 
     Args:
-        events: columns ``user``, ``item`` (text), ``time`` (seconds), ``line`` (number in the raw file, distinct).
+        events: columns ``user``, ``item`` (UInt32), ``time`` (seconds), ``line`` (number in the raw file, distinct).
     """
-    ordered = events.sort("user", "time", "line")
-    return ordered.unique(subset=["user", "item"], keep="first", maintain_order=True)
+    import polars as pl
+
+    ordered = events.sort("user", "time", "line").select("user", "item")
+    pair = pl.col("user").cast(pl.UInt64) * 2**32 + pl.col("item")  # a fifth of the memory of a key of two columns
+    return ordered.filter(pair.is_first_distinct())
 
 
 def k_core(events: "pl.DataFrame", k: int) -> "pl.DataFrame":
-    """The largest part of ``events`` in which every user and every item has ``k`` rows; the order is kept."""
-    import polars as pl
+    """The largest part of ``events`` in which every user and every item has ``k`` rows; the order is kept.
 
+    Args:
+        events: columns ``user``, ``item`` (UInt32, numbered from 0, since they are counted in arrays).
+        k: fewest rows.
+    """
     height = -1
     while height != events.height:
         height = events.height
         for column in ("user", "item"):
-            events = events.filter(pl.len().over(column) >= k)
+            number = events[column].to_numpy()
+            events = events.filter((np.bincount(number) >= k)[number])
     return events
 
 
-def _candidates(events: Path, metadata: Path) -> "pl.DataFrame":
-    """Events of items with metadata whose user and item have ``CORE`` raw lines each: no other can stay in the core."""
+def _candidates(events: Path, metadata: Path) -> "tuple[pl.DataFrame, pl.Series]":
+    """Events of items with metadata whose user and item have ``CORE`` raw lines each: no other can stay in the core.
+
+    Users and items are UInt32 ranks of their raw ids, a fifth of the memory of text or less, in the same order.
+
+    Returns:
+        the events and the raw ids of the items by rank.
+    """
     import polars as pl
 
     rows = pl.scan_parquet(events / "*.parquet")
     described = pl.scan_parquet(metadata / "*.parquet").select("item").unique()
     rows = rows.join(described, on="item", how="semi")
-    frequent = {column: rows.group_by(column).len().filter(pl.col("len") >= CORE) for column in ("user", "item")}
-    for column, counts in frequent.items():
-        rows = rows.join(counts, on=column, how="semi")
-    return rows.collect(engine="streaming")
+    ranks = {}
+    for column in ("user", "item"):
+        counts = rows.group_by(column).len().filter(pl.col("len") >= CORE).select(column)
+        ranks[column] = counts.collect(engine="streaming").sort(column).with_row_index("rank")
+    for column, ranked in ranks.items():
+        rows = rows.join(ranked.lazy(), on=column).drop(column).rename({"rank": column})
+    return rows.collect(engine="streaming"), ranks["item"]["item"]
 
 
-def _sequences(kept: "pl.DataFrame", numbers: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
-    grouped = kept.group_by("user", maintain_order=True).agg("item")
-    for user, items in enumerate(grouped["item"]):
-        yield str(user), [numbers[item] for item in items]
+def _sequences(kept: "pl.DataFrame", order: "pl.Series") -> Iterator[tuple[str, list[str]]]:
+    """Users and their items, numbered from 0; ``order`` holds the items as they first appear."""
+    numbers = {item: str(n) for n, item in enumerate(order)}
+    items = kept["item"].to_numpy()
+    starts = (np.flatnonzero(np.diff(kept["user"])) + 1).tolist()
+    for user, (start, end) in enumerate(pairwise([0, *starts, len(items)])):
+        yield str(user), [numbers[item] for item in items[start:end].tolist()]
 
 
 def _stage_events(path: Path, folder: Path) -> None:
@@ -239,14 +260,14 @@ def _stage(rows: Iterable[tuple], schema: "Mapping[str, type[pl.DataType]]", fol
         part += 1
 
 
-def _texts(metadata: Path, numbers: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Texts of the numbered items, in that order. An item described twice takes its last line, as LC-Rec's does."""
+def _texts(metadata: Path, items: "pl.Series") -> dict[str, dict[str, str]]:
+    """Texts of the items, numbered in that order. An item described twice takes its last line, as LC-Rec's does."""
     import polars as pl
 
-    wanted = pl.LazyFrame({"item": list(numbers)})
-    rows = pl.scan_parquet(metadata / "*.parquet").join(wanted, on="item", how="semi").collect(engine="streaming")
-    records = dict(rows.sort("line").select("item", "record").iter_rows())
-    return {number: item_texts(json.loads(records[item])) for item, number in numbers.items()}
+    wanted = items.to_frame("item").with_row_index("number").lazy()
+    rows = pl.scan_parquet(metadata / "*.parquet").join(wanted, on="item").collect(engine="streaming")
+    last = rows.sort("number", "line").unique("number", keep="last", maintain_order=True).select("number", "record")
+    return {str(number): item_texts(json.loads(record)) for number, record in last.iter_rows()}
 
 
 AMAZON18 = Source(find, read, settings={"core": CORE, "keep_quotes": True})
