@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from recbole_ilrec.runtime import compat as compat
+from recbole_ilrec.runtime.imports import quick_imports
 
 if TYPE_CHECKING:
     from recbole_ilrec.quick_start import run_recbole_ilrec as run_recbole_ilrec
@@ -16,6 +17,7 @@ def __getattr__(name: str) -> Any:
     if name != "run_recbole_ilrec":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     compat.require_recbole()
-    from recbole_ilrec.quick_start import run_recbole_ilrec
+    with quick_imports():
+        from recbole_ilrec.quick_start import run_recbole_ilrec
 
     return run_recbole_ilrec

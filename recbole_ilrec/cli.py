@@ -12,6 +12,7 @@ from pathlib import Path
 from recbole_ilrec.configuration.arguments import Arguments, parse
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
+from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.interrupts import Interrupted, raised
 from recbole_ilrec.verbs import compare, doctor, report, search
 from recbole_ilrec.verbs import table as table_verb
@@ -146,8 +147,9 @@ def run(arguments: Arguments) -> int:
     from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()
-    from recbole_ilrec import quick_start
-    from recbole_ilrec.configuration.config import Config
+    with quick_imports():
+        from recbole_ilrec import quick_start
+        from recbole_ilrec.configuration.config import Config
 
     model, dataset = arguments.take("model"), arguments.take("dataset")
     if show:

@@ -21,6 +21,7 @@ from recbole_ilrec.report.record import Stopwatch, append_record, machine
 from recbole_ilrec.runs.certificate import evaluation_certificate
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.allocator import keep_freed_memory
+from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.resumption import resumable
 from recbole_ilrec.runtime.run_folder import AUTO, newest_run
 
@@ -173,7 +174,8 @@ def _place(config: Config) -> None:
 
 def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, Any]:
     if config.is_llm:
-        from recbole_ilrec.runs.stages import run_llm
+        with quick_imports(compiler=config.settings.backbone.quantization is not None):
+            from recbole_ilrec.runs.stages import run_llm
 
         return run_llm(config, data, saved)
     from recbole_ilrec.collaborative.classical_run import run_classical

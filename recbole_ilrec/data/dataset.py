@@ -167,9 +167,8 @@ class SequenceDataset(SequentialDataset):
         target = row[row > first]
         begin = np.maximum(first[target], target - self.max_item_list_len)
         histories = self._histories(torch.from_numpy(begin), torch.from_numpy(target - begin))
-        rows = self.inter_feat[target]
-        rows.update(Interaction(histories))
-        self.inter_feat = rows
+        rows = {field: self.inter_feat[field][target] for field in self.inter_feat}  # RecBole would index by a list
+        self.inter_feat = Interaction(rows | histories)
 
     def _histories(self, begin: Tensor, length: Tensor) -> dict[str, Tensor]:
         """Columns ``item_length`` and ``*_list``: the ``length[r]`` entries from ``begin[r]`` on, zeros after them."""

@@ -43,9 +43,9 @@ def read_interactions(
     types, lines = _lines(path, required, separator, encoding)
     if not lines:
         raise UserError(f"{path} has a header and no interactions: add one row for each, user, item and time.")
-    cells = zip(types, zip(*(line.split(separator) for line in lines), strict=True), strict=True)
-    columns = {field: column for field, column in cells if field in required or wanted(field)}
-    kept = {field: types[field] for field in columns}
+    cells = [cell for line in lines for cell in line.split(separator)]
+    kept = {field: kind for field, kind in types.items() if field in required or wanted(field)}
+    columns = {field: cells[place :: len(types)] for place, field in enumerate(types) if field in kept}
     frame = pd.DataFrame({f: _column(path, f, c, kept[f], required) for f, c in columns.items()})
     return frame, kept
 
@@ -56,22 +56,19 @@ def _lines(path: Path, required: Mapping[str, str], separator: str, encoding: st
         # newline="\n": other characters that Python counts as line ends belong to a field.
         with path.open(encoding=encoding, newline="\n") as stream:
             types = _header(path, stream.readline().rstrip("\r\n").split(separator), required)
-            lines, width = [], len(types)
-            for number, line in enumerate(stream, start=2):
-                text = line.rstrip("\r\n")
-                if not text:
-                    continue
-                if text.count(separator) != width - 1:
-                    found = text.count(separator) + 1
-                    raise UserError(
-                        f"{path}:{number}: {found} columns, the header has {width}. Mend or remove the row."
-                    )
-                lines.append(text)
+            lines = [line.rstrip("\r") for line in stream.read().split("\n")]
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not {encoding} ({error.reason}). Convert the file to UTF-8 or set 'encoding'."
         ) from None
-    return types, lines
+    between = len(types) - 1
+    for number, line in enumerate(lines, start=2):
+        if line and line.count(separator) != between:
+            raise UserError(
+                f"{path}:{number}: {line.count(separator) + 1} columns, the header has {len(types)}. Mend or remove "
+                "the row."
+            )
+    return types, [line for line in lines if line]
 
 
 def _header(path: Path, columns: list[str], required: Mapping[str, str]) -> dict[str, str]:
@@ -93,7 +90,7 @@ def _header(path: Path, columns: list[str], required: Mapping[str, str]) -> dict
     return types
 
 
-def _column(path: Path, field: str, column: tuple[str, ...], kind: str, required: Mapping[str, str]) -> pd.Series:
+def _column(path: Path, field: str, column: list[str], kind: str, required: Mapping[str, str]) -> pd.Series:
     values = pd.Series(column, dtype=object)
     if kind != "float":
         if field in required and "" in column:

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -33,6 +31,8 @@ def tfidf_weights(texts: Sequence[str]) -> csr_matrix:
     Raises:
         ValueError: no text holds a word.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode", dtype=np.float32)
     return vectorizer.fit_transform(texts)
 
@@ -64,6 +64,8 @@ def tfidf_vectors(texts: Sequence[str], dimension: int, seed: int) -> Tensor:
     if weights.shape[1] <= dimension:
         vectors = weights.toarray()
     else:
+        from sklearn.decomposition import TruncatedSVD
+
         components = min(dimension, len(texts))
         vectors = TruncatedSVD(components, random_state=seed).fit_transform(weights)
     return functional.normalize(torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)))

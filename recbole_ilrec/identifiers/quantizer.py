@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -212,6 +211,8 @@ def _centres(residual: Tensor, codes: int, generator: torch.Generator) -> Tensor
         noise = torch.randn(codes, residual.shape[1], generator=generator) * (0.01 * spread)
         noise[: len(distinct)] = 0
         return distinct[order] + noise
+    from sklearn.cluster import KMeans
+
     state = int(torch.randint(2**31 - 1, (1,), generator=generator))
     with threadpool_limits(1):  # sums of several threads come in any order, and the result must follow from the seed
         means = KMeans(codes, n_init=1, max_iter=100, random_state=state).fit(residual.numpy())

@@ -167,10 +167,9 @@ def _prefix_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Array]
     length = np.minimum(pairs.length, window)
     start = np.concatenate([[0], np.cumsum(length + 1)])
     items = np.empty(start[-1], dtype=np.int64)
-    for row in range(len(pairs)):
-        history = pairs.history[row, pairs.length[row] - length[row] : pairs.length[row]]
-        items[start[row] : start[row + 1] - 1] = history
-        items[start[row + 1] - 1] = pairs.target[row]
+    row = np.repeat(np.arange(len(pairs)), length)
+    items[_runs(start[:-1], length)] = pairs.history[row, _runs(pairs.length - length, length)]
+    items[start[1:] - 1] = pairs.target
     return items, start, length, np.arange(len(pairs))
 
 
@@ -178,29 +177,29 @@ def _sequence_rows(pairs: Pairs, window: int) -> tuple[Array, Array, Array, Arra
     """Windows of ``window + 1`` items; a later window starts half a window earlier, to give its targets a past."""
     bounds = np.flatnonzero(np.diff(pairs.user, prepend=-1))
     newest = pairs.history[np.arange(len(pairs)), pairs.length - 1]
-    following = np.setdiff1d(np.arange(1, len(pairs)), bounds)
-    if (newest[following] != pairs.target[following - 1]).any():
+    if ((newest[1:] != pairs.target[:-1]) & (pairs.user[1:] == pairs.user[:-1])).any():
         raise UserError(
             "train_rows=sequence needs every item of a user as a target, and this data set's rows leave some out: "
             "use --train_rows=prefix."
         )
-    pieces: list[Array] = []
-    split: list[int] = []
-    first: list[int] = []
-    for low, high in zip(bounds, np.append(bounds[1:], len(pairs)), strict=True):
-        lead = pairs.history[low, : pairs.length[low]]
-        items = np.concatenate([lead, pairs.target[low:high]])
-        done = len(lead)
-        begin = 0
-        while done < len(items):
-            end = min(begin + window + 1, len(items))
-            pieces.append(items[begin:end])
-            split.append(done - begin)
-            first.append(int(low) + done - len(lead))
-            done = end
-            begin = max(0, end - max(window // 2, 1))
-    start = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
-    return np.concatenate(pieces), start, np.array(split), np.array(first)
+    lead, ahead, half = pairs.length[bounds], np.diff(bounds, append=len(pairs)), max(window // 2, 1)
+    size, stride = lead + ahead, window + 1 - half
+    offset = np.cumsum(size) - size
+    timeline = np.empty(size.sum(), dtype=np.int64)  # each user's lead and targets
+    timeline[_runs(offset, lead)] = pairs.history[np.repeat(bounds, lead), _runs(np.zeros_like(lead), lead)]
+    timeline[_runs(offset + lead, ahead)] = pairs.target
+    windows = 1 - np.minimum(window + 1 - size, 0) // stride
+    user = np.repeat(np.arange(len(size)), windows)
+    begin = stride * _runs(np.zeros_like(windows), windows)
+    length = np.minimum(window + 1, size[user] - begin)
+    split = np.where(begin > 0, half, lead[user])
+    first = bounds[user] + begin + split - lead[user]
+    return timeline[_runs(offset[user] + begin, length)], np.concatenate([[0], np.cumsum(length)]), split, first
+
+
+def _runs(start: Array, count: Array) -> Array:
+    """``start[r], start[r] + 1, ...``, ``count[r]`` numbers for each ``r``, one after the other."""
+    return np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
 
 
 @dataclass(frozen=True)
