@@ -28,7 +28,7 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.candidates import CANDIDATES, draw_lists, published_rows
 from recbole_ilrec.data.interaction_file import read_interactions, time_ranks
-from recbole_ilrec.data.sequences import Sequences
+from recbole_ilrec.data.sequences import Rows, Sequences
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.candidate_lists import SUFFIX, CandidateRow, read_candidates
 
@@ -167,8 +167,9 @@ class SequenceDataset(SequentialDataset):
         target = row[row > first]
         begin = np.maximum(first[target], target - self.max_item_list_len)
         histories = self._histories(torch.from_numpy(begin), torch.from_numpy(target - begin))
-        rows = {field: self.inter_feat[field][target] for field in self.inter_feat}  # RecBole would index by a list
-        self.inter_feat = Interaction(rows | histories)
+        rows = Rows(self.inter_feat.interaction)[target]
+        rows.update(Interaction(histories))
+        self.inter_feat = rows
 
     def _histories(self, begin: Tensor, length: Tensor) -> dict[str, Tensor]:
         """Columns ``item_length`` and ``*_list``: the ``length[r]`` entries from ``begin[r]`` on, zeros after them."""
@@ -182,9 +183,10 @@ class SequenceDataset(SequentialDataset):
             width = width[0] if isinstance(width, tuple) else width
             column = torch.zeros((len(begin), width, *value.shape[1:]), dtype=value.dtype)
             for part in torch.arange(len(begin)).split(_ROWS_AT_ONCE):
-                inside = torch.arange(width) < length[part, None]
-                index = (begin[part, None] + torch.arange(width)).masked_fill(~inside, 0)
-                column[part] = value[index] * inside.view(*inside.shape, *(1,) * (value.dim() - 1)).to(value.dtype)
+                count = length[part]
+                row = torch.repeat_interleave(part, count)
+                place = torch.arange(len(row)) - torch.repeat_interleave(count.cumsum(0) - count, count)
+                column[row, place] = value[begin[row] + place]
             columns[list_field] = column
         return columns
 

@@ -1,7 +1,9 @@
 """All interactions of all users in order of time, and what each did before a given moment."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
@@ -55,6 +57,17 @@ class Sequences:
             earlier = (low < high) & (self.times[middle.clamp_max(len(self.times) - 1)] < times)
             low, high = torch.where(earlier, middle + 1, low), torch.where(earlier | (low >= high), high, middle)
         return torch.stack([first, low], dim=1)
+
+
+class Rows(Interaction):
+    """RecBole's columns. Its own turns every index into a list, which torch reads anew for each column."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, list):
+            index = torch.tensor(index, dtype=None if index else torch.int64)
+        if isinstance(index, Tensor | np.ndarray):
+            return Rows({name: column[index] for name, column in self.interaction.items()})
+        return super().__getitem__(index)
 
 
 def as_pairs(
