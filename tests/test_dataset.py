@@ -7,9 +7,12 @@ import torch
 pytest.importorskip("recbole")
 
 from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
+from recbole_ilrec.data.interaction_file import read_interactions
+from recbole_ilrec.data.sequences import Rows
 from recbole_ilrec.errors import UserError
 from tests.toy import tiny, write_toy
 
@@ -126,6 +129,25 @@ def test_tokens_that_read_as_missing_values_stay_tokens(tmp_path):
     rows = [f"u\t{item}\t{n}" for n, item in enumerate(["NA", "null", '"q', "None", "a b"])]
     dataset = SequenceDataset(config_for(write_rows(tmp_path, rows), topk=[1]))
     assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "NA", "null", '"q', "None", "a b"]
+
+
+def test_line_ends_of_either_kind_and_blank_lines_are_no_part_of_a_field(tmp_path):
+    path = tmp_path / "x.inter"
+    path.write_bytes(b"\xef\xbb\xbfuser_id:token::item_id:token::time:float\r\n\r\nu:::i\x0b::2\r\n\nv::j::1")
+    required = {"user_id": "token", "item_id": "token"}
+    frame, types = read_interactions(path, required=required, wanted=lambda field: field == "time", separator="::")
+    assert types == {**required, "time": "float"}
+    assert frame.values.tolist() == [["u", ":i\x0b", 2.0], ["v", "j", 1.0]]
+
+
+def test_rows_are_indexed_as_recbole_indexes_them():
+    columns_ = {"item": torch.arange(5), "list": torch.arange(10).view(5, 2)}
+    mask = torch.tensor([True, False, True, False, False])
+    for index in ([4, 1], [], mask.tolist(), mask, np.array([0, 3]), torch.tensor([2]), slice(1, 3), 2):
+        mine, recboles = Rows(columns_)[index], Interaction(columns_)[index]
+        for field in columns_:
+            assert torch.equal(mine[field], recboles[field])
+    assert Rows(columns_)["item"] is columns_["item"]
 
 
 def test_the_first_users_are_evaluated(root):

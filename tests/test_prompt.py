@@ -108,6 +108,13 @@ def test_an_unknown_template_names_the_known_ones(tmp_path):
 sequences_strategy = st.lists(st.lists(st.integers(1, 50), min_size=2, max_size=40), min_size=1, max_size=12)
 
 
+def test_a_later_window_starts_half_a_window_earlier():
+    rows = TrainRows(pairs_of([[1, 2, 3, 4, 5, 6, 7, 8, 9], [10, 11]], 4), rows="sequence", window=4)
+    found = [rows.example(0, number) for number in range(len(rows))]
+    assert [example.items.tolist() for example in found] == [[1, 2, 3, 4, 5], [4, 5, 6, 7, 8], [7, 8, 9], [10, 11]]
+    assert [example.targets.tolist() for example in found] == [[0, 1, 2, 3], [4, 5, 6], [7], [8]]
+
+
 @settings(max_examples=40, deadline=None)
 @given(sequences_strategy, st.integers(2, 8))
 def test_every_target_is_trained_once_in_either_kind_of_row_with_a_true_past(sequences, window):
