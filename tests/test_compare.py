@@ -134,11 +134,16 @@ def test_bad_comparisons_end_with_one_line(runs, capsys):
     write_ranks(runs / "other", [1], [1], {"dataset": "beauty"})
     write_ranks(runs / "strangers", [900], [1], {"dataset": "ring"})
     write_ranks(runs / "silent", [1], [1])
+    write_ranks(runs / "filtered", [1], [1], {"dataset": "ring", "data": "0123456789"})
+    write_ranks(runs / "whole", [1], [1], {"dataset": "ring", "data": "abcdefghij"})
     for argv, told in (
         (["A"], "two runs"),
         (["A", "nowhere"], "does not exist"),
         (["A", "other"], "different data"),
         (["A", "strangers"], "no user in common"),
+        (["filtered", "whole"], "their user ids may mean other people"),
+        (["filtered", "whole", "--dataset=ring"], "hashes 01234567 and abcdefgh"),
+        (["A", "filtered"], "The data of ring are not those of the runs"),
         (["strangers", "strangers"], "no test row"),
         (["silent", "silent"], "--dataset is missing"),
         (["A", "B", "--topk=0"], "whole numbers from 1 on"),

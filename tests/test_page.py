@@ -277,6 +277,18 @@ def test_runs_tables_and_what_is_unfinished_come_onto_the_page_without_a_new_run
     assert "1 run on ring" in (ring / "one.html").read_text() and "Overall" not in (ring / "one.html").read_text()
 
 
+def test_trials_of_a_search_are_named_and_not_shown(ring, capsys):
+    trial = ("run", "--model=Pop", "--dataset=ring", "--device=cpu", "--state=WARNING", "--eval_test=false")
+    assert cli.main(trial) == 0 and cli.main(["report"]) == 2
+    assert "no record of a run with numbers of the test part" in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main([*trial[:-1], "--seed=3"]) == 0
+    capsys.readouterr()
+    assert cli.main(["report"]) == 0 and capsys.readouterr().out == "report.html: 1 runs\n"
+    said = Parsed((ring / "report.html").read_text()).text
+    assert "Runs without numbers of the test part (eval_test=false, as in a search): 1." in said
+    assert "left no record" not in said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -139,6 +139,20 @@ def test_the_finer_phase_stays_near_the_best_of_the_coarser():
     assert Around(plus=1).near(0) == Range(0, 1) and Around(times=2.0).near(0.0) == Range(0.0, 0.0)
 
 
+@pytest.mark.parametrize("around", [{"times": 2}, {"plus": 2.5}])
+def test_near_a_whole_number_only_whole_numbers_are_drawn(around):
+    pytest.importorskip("optuna")
+    coarse = {"num_beams": [10, 20], "alpha": [0.5, 1]}
+    phases = {"coarse": {"space": coarse}, "fine": {"trials": 8, "space": {"num_beams": around, "alpha": around}}}
+    space = read_space("mine", {"phases": {**phases, "finest": {"trials": 6, "space": {"num_beams": {"times": 1.01}}}}})
+    trials = played(space.phases, lambda params: params["num_beams"] + params["alpha"])
+    drawn = [trial.params for trial in trials if trial.phase == "fine"]
+    assert all(type(p["num_beams"]) is int and 10 <= p["num_beams"] <= 40 for p in drawn) and len(drawn) == 8
+    assert all(type(p["alpha"]) is float for p in drawn), "its list has a fraction"
+    assert all(type(t.params["num_beams"]) is int for t in trials if t.phase == "finest")
+    assert "whole" not in repr(space.phases), "a search goes on in the folder it was begun in"
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_search_that_was_stopped_anywhere_proposes_what_it_would_have_proposed(sampler):
     pytest.importorskip("optuna")
@@ -287,6 +301,7 @@ def test_without_optuna_lists_are_searched_and_ranges_say_what_to_install(ring, 
         ([*SEARCH, "--transitions.decay=1"], "transitions.decay is searched by 'mine'"),
         ([*SEARCH, "--trials=0"], "trials=0 is not allowed"),
         ([*SEARCH, "--eval_test=true"], "no trial looks at the test part"),
+        ([*SEARCH, "--saved=false"], "found again by what was saved"),
         ([*SEARCH, "--eval_step=0"], "eval_step=0 leaves out the validation"),
         (["search", "ilrec", "--sampler=grid"], "--sampler is for a space with one phase"),
         (["search", "--space=mine.yaml", "--dataset=rign"], "Did you mean 'ring'?"),

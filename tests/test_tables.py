@@ -20,7 +20,8 @@ from recbole_ilrec.report.statistics import holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import Cell, Line, Table, latex, markdown, marked, to_csv
 from recbole_ilrec.verbs import experiments
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, newest_resumable
-from recbole_ilrec.verbs.tables import Grid, paper_table, results_table
+from recbole_ilrec.verbs.printed import paper_table
+from recbole_ilrec.verbs.tables import Grid, results_table
 from tests.worlds import ring_world
 
 pytestmark = [
@@ -278,6 +279,9 @@ def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring)
     table = results_table(grid, outcomes)
     cell = table.blocks[0][1][1].cells[0]
     assert cell.significant and cell.best and cell.p == 0.0 and "Holm over 1" in table.caption
+    elsewhere = {**outcomes[sft].record, "evaluation": {**outcomes[sft].record["evaluation"], "data": "other"}}
+    others = results_table(grid, {**outcomes, sft: Outcome(elsewhere)})
+    assert others.blocks[0][1][1].cells[0].p is None and "of other users or data" in others.notes[0]
     assert results_table(grid, {**outcomes, sft: Outcome()}).blocks[0][1][0].cells[0].shown() == "-"
 
 

@@ -1,5 +1,6 @@
 """Values of RecBole's settings that a user can get wrong, refused in one line before anything is loaded."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -112,3 +113,9 @@ def check_metrics(final: dict[str, Any], *, adapt: bool, num_beams: int | None =
             f"one of topk={topk}, e.g. {names.get(metric, 'NDCG')}{'' if metric in _WITHOUT_CUT else f'@{max(topk)}'}."
         )
     return changed
+
+
+def metric_names(final: Mapping[str, Any]) -> set[str]:
+    """Metrics that RecBole computes under these settings, each with its cut-off, e.g. ``ndcg@10``."""
+    names = [str(metric).lower() for metric in final["metrics"]]
+    return {name if name in _WITHOUT_CUT else f"{name}@{k}" for name in names for k in final["topk"]}

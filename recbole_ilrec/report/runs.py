@@ -16,6 +16,8 @@ from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
 
 METRICS = {"hit": "Hit", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "map": "MAP"}
 """RecBole's names of metrics -> as they are written."""
+LESS_IS_BETTER = frozenset(("averagepopularity", "giniindex", "mae", "rmse", "logloss"))
+"""RecBole's metrics whose smallest value is the best."""
 COUNTS = ("users", "items", "interactions", "sparsity")
 _SHOWN = 5
 """Settings named in the label of a line."""
@@ -52,6 +54,11 @@ def metric_label(metric: str) -> str:
     """``ndcg@10`` as ``NDCG@10``."""
     name, at, k = metric.partition("@")
     return f"{METRICS.get(name, name)}{at}{k}"
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether the smallest value of ``giniindex@10`` or the like is the best."""
+    return metric.partition("@")[0].lower() in LESS_IS_BETTER
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
@@ -151,10 +158,11 @@ def _line(label: str, runs: Sequence[Run], metrics: Sequence[str]) -> Line:
 
 def _mean(metric: str, records: Sequence[Mapping[str, Any]]) -> Cell:
     values = [record["result"]["test_result"].get(metric) for record in records]
+    lower = less_is_better(metric)
     if any(value is None for value in values):
-        return Cell(text="n/a")
+        return Cell(text="n/a", lower=lower)
     numbers = tuple(float(value) for value in values if value is not None)
-    return Cell(numbers, *mean_and_deviation(numbers))
+    return Cell(numbers, *mean_and_deviation(numbers), lower=lower)
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> dict[int, str]:

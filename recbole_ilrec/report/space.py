@@ -6,7 +6,7 @@ Knows plain values only: what a setting means, and how values are drawn, is none
 import ast
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
@@ -47,18 +47,24 @@ class Around:
     """Near the best value of the phases before: from best / ``times`` to best * ``times``, or best +- ``plus``.
 
     What is not negative stays so.
+
+    Attributes:
+        whole: whether only whole numbers are meant; it follows from the phases before.
     """
 
     times: float | None = None
     plus: float | None = None
+    whole: bool = field(default=False, repr=False)
 
     def near(self, best: float) -> Range:
         """The range around ``best``."""
         if self.times is not None:
             low, high = sorted((best / self.times, best * self.times))
-            return Range(low, high, log=best > 0)
-        assert self.plus is not None
-        return Range(max(best - self.plus, 0) if best >= 0 else best - self.plus, best + self.plus)
+        else:
+            assert self.plus is not None
+            low, high = max(best - self.plus, 0) if best >= 0 else best - self.plus, best + self.plus
+        low, high = (math.ceil(low), math.floor(high)) if self.whole else (low, high)
+        return Range(low, high, log=self.times is not None and best > 0)
 
 
 Values = OneOf | Range | Around
@@ -103,17 +109,26 @@ def read_space(name: str, content: Mapping[str, Any]) -> Space:
     phases = content.get("phases") or {"search": {key: content[key] for key in _PHASE_KEYS if key in content}}
     if not isinstance(phases, Mapping):
         raise UserError(f"{where}: 'phases' is a mapping from a name to sampler, trials and space. See docs/search.md.")
-    read = tuple(_phase(f"{where}, phase '{label}'", str(label), phase) for label, phase in phases.items())
-    for at, phase in enumerate(read):
-        earlier = {key for before in read[:at] for key, values in before.space.items() if _all_numbers(values)}
-        for key, values in phase.space.items():
-            if isinstance(values, Around) and key not in earlier:
+    read: list[Phase] = []
+    for label, phase in phases.items():
+        read.append(_after(where, read, _phase(f"{where}, phase '{label}'", str(label), phase)))
+    model = content.get("model")
+    return Space(name, str(content.get("title", name)), None if model is None else str(model), tuple(read))
+
+
+def _after(where: str, before: Sequence[Phase], phase: Phase) -> Phase:
+    """A phase whose :class:`Around` fit what the phases before it search."""
+    space = dict(phase.space)
+    for key, values in phase.space.items():
+        if isinstance(values, Around):
+            earlier = [found for one in before if (found := one.space.get(key)) is not None and _all_numbers(found)]
+            if not earlier:
                 raise UserError(
                     f"{where}, phase '{phase.name}': {key} is to be near its best value, but no phase before searches "
                     "it among numbers: give a list, or low and high."
                 )
-    model = content.get("model")
-    return Space(name, str(content.get("title", name)), None if model is None else str(model), read)
+            space[key] = replace(values, whole=all(map(_all_whole, earlier)))
+    return replace(phase, space=space)
 
 
 def _phase(where: str, name: str, content: Any) -> Phase:
@@ -176,6 +191,10 @@ def _range(where: str, low: Any, high: Any, log: bool, step: Any) -> Range:
 
 def _all_numbers(values: Values) -> bool:
     return not isinstance(values, OneOf) or all(map(_number, values.values))
+
+
+def _all_whole(values: Values) -> bool:
+    return all(type(value) is int for value in values.values) if isinstance(values, OneOf) else values.whole
 
 
 def _number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -152,9 +153,18 @@ def _latex_cell(cell: Cell) -> str:
     return text + (r"$^{\dagger}$" if cell.significant else "")
 
 
+def _greek(letter: str) -> str:
+    """Its command in mathematics; the other capitals are those of the Latin alphabet."""
+    name = unicodedata.name(letter).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
+    return rf"$\{name.capitalize() if letter.isupper() else name.lower()}$"
+
+
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~±~": r"~$\pm$~", "±": r"$\pm$", "†": r"$\dagger$", "<": r"$<$", ">": r"$>$", "α": r"$\alpha$", "β": r"$\beta$",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "|": r"\textbar{}", "[": "{[}", "~±~": r"~$\pm$~",
+    "±": r"$\pm$", "†": r"$\dagger$", "<": r"$<$", ">": r"$>$", "≤": r"$\le$", "≥": r"$\ge$", "≠": r"$\ne$",
+    "≈": r"$\approx$", "−": "$-$", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\to$", "∞": r"$\infty$", "µ": r"$\mu$",
+    **{letter: _greek(letter) for letter in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"},
 }  # fmt: skip
 
 

@@ -29,11 +29,16 @@ KEPT = (
     "finished",
 )  # fmt: skip
 """Keys of a record that an archive keeps; the others repeat the plan's settings at length or name folders."""
-_RUN, _PLACES, _USER = "run", "places", "user"
+_RUN, _QUICK, _PLACES, _USER = "run", "quick", "places", "user"
 
 
-def write_archive(path: Path, outcomes: Mapping[PlannedRun, Outcome]) -> None:
+def write_archive(path: Path, outcomes: Mapping[PlannedRun, Outcome], *, quick: bool) -> None:
     """Write all finished runs of a table, atomically.
+
+    Args:
+        path: the file.
+        outcomes: of the runs of a table.
+        quick: whether they were made with ``--quick``, which is no part of what was planned.
 
     Raises:
         OSError: it cannot be written.
@@ -41,18 +46,23 @@ def write_archive(path: Path, outcomes: Mapping[PlannedRun, Outcome]) -> None:
     with write_atomically(path) as stream:
         for run, outcome in outcomes.items():
             if outcome.record is not None:
-                line = {_RUN: str(run), **{key: outcome.record[key] for key in KEPT if key in outcome.record}}
+                kept = {key: outcome.record[key] for key in KEPT if key in outcome.record}
+                line = {_RUN: str(run), _QUICK: quick, **kept}
                 places = places_in_test(outcome.record)
                 if places is not None:
                     line[_PLACES] = {name: _packed(column) for name, column in _columns(*places).items()}
                 stream.write(json.dumps(line, sort_keys=True) + "\n")
 
 
-def read_archive(path: Path) -> dict[str, Outcome]:
+def read_archive(path: Path, *, quick: bool) -> dict[str, Outcome]:
     """What was planned, as ``str(PlannedRun)`` -> its outcome.
 
+    Args:
+        path: the file; a line without a mark, of an earlier version, was not made with ``--quick``.
+        quick: whether numbers made with ``--quick`` are asked for.
+
     Raises:
-        UserError: no such file, or a line that is no run.
+        UserError: no such file, a line that is no run, or numbers of the other kind.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -62,11 +72,15 @@ def read_archive(path: Path) -> dict[str, Outcome]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            outcomes[record.pop(_RUN)] = Outcome(record)
+            run, was_quick = record.pop(_RUN), bool(record.pop(_QUICK, False))
         except (ValueError, KeyError, AttributeError):
             raise UserError(
                 f"{path}:{number}: no run of an archive: write it anew, table NAME --archive=FILE."
             ) from None
+        if was_quick != quick:
+            how = "with --quick: give --quick here too" if was_quick else "without --quick: leave --quick out"
+            raise UserError(f"{path}:{number}: these numbers were made {how}.")
+        outcomes[run] = Outcome(record)
     return outcomes
 
 

@@ -44,11 +44,12 @@ def compare(arguments: Arguments) -> int:
     from recbole_ilrec.checks.comparison import Example, as_plain, common_users, compared, render
 
     first, second = (read_user_ranks(Path(word)) for word in arguments.words)
+    data = _data(first, second)
     users = common_users(first, second)
     if not len(users.user):
         raise UserError(f"{first.name} and {second.name} have no user in common: compare runs on the same data.")
     dataset = _dataset(first.about.get("dataset"), second.about.get("dataset"), arguments.take("dataset"))
-    world = _World(dataset, arguments.options, users.user)
+    world = _World(dataset, arguments.options, users.user, data)
     names = first.name, second.name
     done = compared(names, users, world.history_length, world.popularity, ks, examples=examples, seed=seed)
     shown = {
@@ -109,6 +110,18 @@ def _dataset(first: Any, second: Any, given: Any) -> str:
     return str(first if first is not None else second)
 
 
+def _data(first: "UserRanks", second: "UserRanks") -> str | None:
+    """The hash of the data of both runs, or of the one that says it: ids mean the same people where it is equal."""
+    hashes = [ranks.about["data"] for ranks in (first, second) if ranks.about.get("data")]
+    if len({*hashes}) > 1:
+        raise UserError(
+            f"{first.name} and {second.name} were made on different data (files, filters or split; hashes "
+            f"{hashes[0][:8]} and {hashes[1][:8]}), so their user ids may mean other people: compare runs on the same "
+            "data."
+        )
+    return hashes[0] if hashes else None
+
+
 class _World:
     """What the data say about the compared users.
 
@@ -116,28 +129,37 @@ class _World:
         dataset: its name.
         options: settings that select data.
         users: ``[U]`` internal ids of the compared users.
+        data: hash of the data of the runs; ``None`` where their files do not say.
 
     Attributes:
         history_length: ``[U]`` items before the true one.
         popularity: ``[U]`` training rows whose target is the true item.
 
     Raises:
-        UserError: a user has no test row, so the runs saw other data.
+        UserError: the runs saw other data.
     """
 
-    def __init__(self, dataset: str, options: dict[str, Any], users: Any):
+    def __init__(self, dataset: str, options: dict[str, Any], users: Any, data: str | None):
         from recbole_ilrec.runtime.compat import require_recbole
 
         require_recbole()
         import numpy as np
 
         from recbole_ilrec.configuration.config import Config
+        from recbole_ilrec.configuration.outcome import data_key
         from recbole_ilrec.data.dataset import build_data
 
-        data = build_data(Config("SASRec", dataset, None, options))
-        self.dataset = data.dataset
-        test = data.test._dataset.inter_feat
-        order = {user: row for row, user in enumerate(test[data.dataset.uid_field].tolist())}
+        config = Config("SASRec", dataset, None, options)
+        if data is not None and data_key(config) != data:
+            raise UserError(
+                f"The data of {dataset} are not those of the runs, so their user ids may mean other people: give the "
+                "--data_path and every setting of the runs that selects data (filters, load_col, "
+                "MAX_ITEM_LIST_LENGTH, eval_args)."
+            )
+        parts = build_data(config)
+        self.dataset = parts.dataset
+        test = parts.test._dataset.inter_feat
+        order = {user: row for row, user in enumerate(test[self.dataset.uid_field].tolist())}
         missing = [user for user in users.tolist() if user not in order]
         if missing:
             raise UserError(
@@ -145,12 +167,12 @@ class _World:
                 "and the filters of the runs."
             )
         rows = test[np.array([order[user] for user in users.tolist()])]
-        self._users, self._targets = users, rows[data.dataset.iid_field].numpy()
-        bounds = data.dataset.sequences.interval(rows[data.dataset.uid_field], rows[data.dataset.time_field]).numpy()
+        self._users, self._targets = users, rows[self.dataset.iid_field].numpy()
+        bounds = self.dataset.sequences.interval(rows[self.dataset.uid_field], rows[self.dataset.time_field]).numpy()
         self._bounds = bounds
         self.history_length = bounds[:, 1] - bounds[:, 0]
-        targets = data.train._dataset.inter_feat[data.dataset.iid_field].numpy()
-        self.popularity = np.bincount(targets, minlength=data.dataset.item_num)[self._targets]
+        targets = parts.train._dataset.inter_feat[self.dataset.iid_field].numpy()
+        self.popularity = np.bincount(targets, minlength=self.dataset.item_num)[self._targets]
 
     def words(self, row: int) -> tuple[str, str, list[str]]:
         """User, true item and last items of the history, as people call them."""

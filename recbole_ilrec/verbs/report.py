@@ -55,12 +55,16 @@ def report(arguments: Arguments) -> int:
     files = [Path(word) for word in arguments.words]
     below = given is not None or not files
     files += record_files(root) if below else []
-    runs, missing = read_runs(files)
+    found = _records(files)
+    runs, missing = read_runs(found)
     if not runs:
         where = ", ".join(map(str, arguments.words)) or f"below --checkpoint_dir={root}"
-        raise UserError(f"There is no record of a run in {where}: make one with recbole-ilrec run, or name its file.")
+        untested = " with numbers of the test part" if found else ""
+        raise UserError(
+            f"There is no record of a run{untested} in {where}: make one with recbole-ilrec run, or name its file."
+        )
     asked, gone = _asked(root) if below else ([], [])
-    missing += gone + (_unfinished(root, runs) if below else [])
+    missing += gone + (_unfinished(root, [record for record, _ in found]) if below else [])
     content = Content(
         title=title,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -91,29 +95,39 @@ def _check_target(out: Path) -> None:
     require_writable(out.parent, f"out={out}")
 
 
-def read_runs(files: Sequence[Path]) -> "tuple[list[Run], list[str]]":
-    """The runs of some files, the oldest first, each line once; and what could not be read beside them.
+def _records(files: Sequence[Path]) -> list[tuple[dict[str, Any], Path]]:
+    """Records with the file each is from, the oldest first, each line once.
 
     Raises:
         UserError: no such file, or one that holds no records.
     """
-    from recbole_ilrec.configuration.outcome import HOW_RUN, OUTCOME_FREE
-    from recbole_ilrec.report.runs import Run, deciding
     from recbole_ilrec.verbs.experiments import records_of
 
-    free = {*OUTCOME_FREE, *(f"train.{name}" for name in (*HOW_RUN["train"], "layer_losses"))}
     found: dict[str, tuple[dict[str, Any], Path]] = {}
     for file in files:
         if not file.is_file():
             raise UserError(f"There is no file {file}: give files of records, e.g. saved/records.jsonl.")
         for record in records_of(file):
             found.setdefault(json.dumps(record, sort_keys=True), (record, file))
+    return sorted(found.values(), key=lambda pair: str(pair[0].get("finished", "")))
+
+
+def read_runs(records: Sequence[tuple[dict[str, Any], Path]]) -> "tuple[list[Run], list[str]]":
+    """Runs with numbers of the test part, and what could not be read or shown beside them."""
+    from recbole_ilrec.configuration.outcome import HOW_RUN, OUTCOME_FREE
+    from recbole_ilrec.report.runs import Run, deciding
+
+    free = {*OUTCOME_FREE, *(f"train.{name}" for name in (*HOW_RUN["train"], "layer_losses"))}
     runs: list[Run] = []
     missing: list[str] = []
-    for record, file in sorted(found.values(), key=lambda pair: str(pair[0].get("finished", ""))):
+    tested = [(record, file) for record, file in records if record["result"].get("test_result")]
+    for record, file in tested:
         history, problem = _history(record, file)
         missing += [problem] if problem else []
         runs.append(Run(len(runs) + 1, record, deciding(record, free), history))
+    untested = len(records) - len(tested)
+    if untested:
+        missing.append(f"Runs without numbers of the test part (eval_test=false, as in a search): {untested}.")
     return runs, missing
 
 
@@ -154,9 +168,9 @@ def _asked(root: Path) -> "tuple[list[tuple[Table, Picture | None]], list[str]]"
     return shown, gone
 
 
-def _unfinished(root: Path, runs: "Sequence[Run]") -> list[str]:
+def _unfinished(root: Path, records: Sequence[dict[str, Any]]) -> list[str]:
     """Folders of runs without a record."""
-    named = {Path(run.record["folder"]).name for run in runs if run.record.get("folder")}
+    named = {Path(record["folder"]).name for record in records if record.get("folder")}
     marks = [*root.glob("*/run.json"), *root.glob("planned/*/*/run.json")]
     left = sorted(mark.parent.name for mark in marks if mark.parent.name not in named)
     return [f"{name} left no record: interrupted, failed, not saved, or still at work." for name in left]

@@ -30,6 +30,7 @@ _NOT_OF_A_SEARCH = {
     "resume_from_checkpoint": "give the same command again, and what was interrupted goes on",
     "result_file": "the results are in the folder of the search",
     "eval_test": "no trial looks at the test part; run best.yaml for that",
+    "saved": "what was found is found again by what was saved",
     "config_files": "give the settings as --KEY=VALUE",
 }
 

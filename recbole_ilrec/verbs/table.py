@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_ilrec.configuration.arguments import Arguments
-from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
-from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable, write_atomically
-from recbole_ilrec.report.plan import Plan, narrowed, read_plan
 from recbole_ilrec.report.record import append_record
 from recbole_ilrec.report.results import between_marks
 from recbole_ilrec.report.table import FORMATS, Table, markdown
+from recbole_ilrec.verbs.asked import Asked
 
 if TYPE_CHECKING:
     from recbole_ilrec.report.figure import Picture
@@ -22,16 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OF_ONE_RUN = {
-    "seed": "give --seeds=3 for three of them, or a list, --seeds=1,2,3 or --seeds=[1]",
-    "model": "give --models=A,B",
-    "resume_from_checkpoint": "give the same command again, and what was interrupted goes on",
-    "result_file": "the results are in --out",
-    "eval_test": "what is shown are test metrics",
-}
-"""Option of ``run`` that makes no sense for many -> what to do instead."""
-_MOST_SEEDS = 100
-"""A greater number is a seed that is meant itself."""
 _OPTIONS = """
   --dataset=A,B              datasets in place of the plan's
   --models=A,B               only these lines: names of models or labels of lines
@@ -75,12 +64,12 @@ Writes NAME.png and NAME.svg, and the numbers behind them as NAME.csv.
 
 def table(arguments: Arguments) -> int:
     """The verb ``table``."""
-    return _Command(arguments, "table").run()
+    return _Command(Asked(arguments, "table")).run()
 
 
 def figure(arguments: Arguments) -> int:
     """The verb ``figure``."""
-    return _Command(arguments, "figure").run()
+    return _Command(Asked(arguments, "figure")).run()
 
 
 def asked_before(asked: Mapping[str, Any], checkpoint_dir: Path) -> "tuple[Table, Picture | None]":
@@ -94,71 +83,51 @@ def asked_before(asked: Mapping[str, Any], checkpoint_dir: Path) -> "tuple[Table
         UserError: the plan is gone, or none of its runs is there.
     """
     options = {**asked["options"], "checkpoint_dir": str(checkpoint_dir)}
-    return _Command(Arguments(list(asked["words"]), options), asked["verb"]).found()
+    return _Command(Asked(Arguments(list(asked["words"]), options), asked["verb"])).found()
 
 
 class _Command:
-    """One call of a verb: its options, then its steps."""
+    """The steps of one call of a verb."""
 
-    def __init__(self, arguments: Arguments, verb: str):
-        if len(arguments.words) != 1:
-            raise UserError(f"{verb} takes one name: recbole-ilrec {verb} NAME. Names: {', '.join(_names(verb))}.")
-        self.verb = verb
-        self.asked = {"verb": verb, "words": arguments.words[:], "options": dict(arguments.options)}
-        self.whole = _plan(arguments.words[0], verb)
-        self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
-        self.dry_run = bool(arguments.take("dry_run"))
-        self.out = Path(str(arguments.take("out", "tables")))
-        self.archive, self.into = (_path(arguments.take(key)) for key in ("archive", "into"))
-        self.sources = [Path(str(path)) for path in _list(arguments.take("from_archive"))]
-        jobs = arguments.take("jobs")
-        self.jobs = None if jobs is None else _whole_number("jobs", jobs)
-        self.plan = narrowed(
-            self.whole,
-            datasets=_list(arguments.take("dataset")),
-            backbones=_list(arguments.take("backbone")),
-            models=_list(arguments.take("models")),
-            columns=_list(arguments.take("columns")),
-            seeds=_seeds(arguments.take("seeds"), self.whole.seeds[0]),
-        )
-        if self.sources and self.archive is not None:
-            raise UserError("--from_archive runs nothing, so there is nothing for --archive to keep: give one of them.")
-        for key, instead in _OF_ONE_RUN.items():
-            if key in arguments.options:
-                raise UserError(f"--{key} is one run's: {instead}.")
-        self.given = dict(arguments.options)
+    def __init__(self, asked: Asked):
+        self.asked, self.plan, self.quick = asked, asked.plan, asked.quick
+        self.given = dict(asked.given)
 
     def run(self) -> int:
         """0, or 1 when a run failed."""
         from recbole_ilrec.runtime.compat import require_recbole
 
         require_recbole()
-        require_writable(self.out, f"out={self.out}")
-        if self.into is not None:  # asked now: the runs may take days
-            self._into("")
-        if self.archive is not None:
-            require_writable(self.archive.parent, f"archive={self.archive}")
+        require_writable(self.asked.out, f"out={self.asked.out}")
+        if self.asked.into is not None:  # asked now: the runs may take days
+            self._page(self.asked.into, "")
+        if self.asked.archive is not None:
+            require_writable(self.asked.archive.parent, f"archive={self.asked.archive}")
         from recbole_ilrec.verbs.experiments import ASKED, PLANNED, default_jobs
+        from recbole_ilrec.verbs.printed import paper_table, printed_counts
         from recbole_ilrec.verbs.progress import Progress, dry_run
-        from recbole_ilrec.verbs.tables import Grid, paper_table, printed_counts
+        from recbole_ilrec.verbs.tables import Grid, refuse_uncomputed
 
-        printed = printed_counts(self.plan) if self.plan.kind == "datasets" else paper_table(self.plan, self.whole)
-        if self.paper and printed is None:
-            raise UserError(f"The paper prints no numbers for this part of '{self.whole.name}': leave --paper out.")
+        whole = self.asked.whole
+        printed = printed_counts(self.plan) if self.plan.kind == "datasets" else paper_table(self.plan, whole)
+        if self.asked.paper and printed is None:
+            raise UserError(f"The paper prints no numbers for this part of '{whole.name}': leave --paper out.")
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         experiments, grid = self._experiments(), Grid(self.plan, self.given)
-        if self.sources:
+        if self.asked.sources:
             return self._write(grid, self._archived(grid), printed)
         if self.plan.kind == "datasets":
             return self._datasets(grid, experiments, printed)
         outcomes = self._outcomes(grid, experiments)
-        if self.dry_run:
+        missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
+        if missing:
+            refuse_uncomputed(self.plan, list(outcomes), experiments)
+        if self.asked.dry_run:
             sys.stdout.write(dry_run(outcomes, experiments))
             return 0
-        append_record(experiments.root / PLANNED / ASKED, self.asked)
-        missing = [run for run, outcome in outcomes.items() if outcome.record is None and not outcome.error]
+        append_record(experiments.root / PLANNED / ASKED, self.asked.call)
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
-        jobs = self.jobs or default_jobs()
+        jobs = self.asked.jobs or default_jobs()
         experiments.make(missing, jobs, Progress(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
 
@@ -166,10 +135,10 @@ class _Command:
         from recbole_ilrec.verbs.archive import read_archive
         from recbole_ilrec.verbs.experiments import Outcome
 
-        kept = {run: outcome for source in self.sources for run, outcome in read_archive(source).items()}
+        kept = {k: v for source in self.asked.sources for k, v in read_archive(source, quick=self.quick).items()}
         outcomes = {run: kept.get(str(run), Outcome()) for run in grid.all_runs()}
         if not any(outcome.record for outcome in outcomes.values()):
-            files = ", ".join(map(str, self.sources))
+            files = ", ".join(map(str, self.asked.sources))
             raise UserError(f"{files} holds none of the {len(outcomes)} runs, e.g. '{next(iter(outcomes))}'.")
         return outcomes
 
@@ -185,9 +154,9 @@ class _Command:
         experiments, grid = self._experiments(), Grid(self.plan, self.given)
         outcomes = self._outcomes(grid, experiments)
         if not any(outcome.record for outcome in outcomes.values()):
-            raise UserError(f"{self.verb} {self.plan.name}: none of its {len(outcomes)} runs is there.")
+            raise UserError(f"{self.asked.verb} {self.plan.name}: none of its {len(outcomes)} runs is there.")
         made = results_table(grid, outcomes, quick=self.quick)
-        return made, picture(grid, made, outcomes) if self.verb == "figure" else None
+        return made, picture(grid, made, outcomes) if self.asked.verb == "figure" else None
 
     def _experiments(self) -> "Experiments":
         from recbole_ilrec.configuration.outcome import OUTCOME_FREE
@@ -205,34 +174,36 @@ class _Command:
         from recbole_ilrec.verbs.tables import results_table
 
         made = results_table(grid, outcomes, quick=self.quick)
-        if self.verb == "figure":
+        if self.asked.verb == "figure":
             from recbole_ilrec.report.figure import draw
             from recbole_ilrec.verbs.figures import picture
 
             self._save(made, ("csv",))
-            for path in draw(picture(grid, made, outcomes), self.out):
+            for path in draw(picture(grid, made, outcomes), self.asked.out):
                 logger.info("%s", path)
         else:
             self._save(made, FORMATS)
-        if self.archive is not None:
+        if self.asked.archive is not None:
             from recbole_ilrec.verbs.archive import write_archive
 
-            write_archive(self.archive, outcomes)
-        if self.into is not None:
-            page = self._into(markdown(made))
-            with write_atomically(self.into) as stream:
-                stream.write(page)
+            write_archive(self.asked.archive, outcomes, quick=self.quick)
+        self._put_into_page(made)
         sys.stdout.write(markdown(made))
         self._paper(printed)
         return int(any(outcome.error for outcome in outcomes.values()))
 
-    def _into(self, content: str) -> str:
-        """The page ``--into`` with ``content`` in the place of this table."""
-        assert self.into is not None
+    def _put_into_page(self, made: Table) -> None:
+        if self.asked.into is not None:
+            text = self._page(self.asked.into, markdown(made))
+            with write_atomically(self.asked.into) as stream:
+                stream.write(text)
+
+    def _page(self, path: Path, content: str) -> str:
+        """The page with ``content`` in the place of this table."""
         try:
-            text = self.into.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"into={self.into} cannot be read: {error.strerror}.") from None
+            raise UserError(f"into={path} cannot be read: {error.strerror}.") from None
         return between_marks(text, f"{self.plan.name}-quick" if self.quick else self.plan.name, content)
 
     def _datasets(self, grid: "Grid", experiments: "Experiments", printed: Table | None) -> int:
@@ -240,74 +211,20 @@ class _Command:
 
         made = datasets_table(grid, experiments)
         self._save(made, FORMATS)
+        self._put_into_page(made)
         sys.stdout.write(markdown(made))
         self._paper(printed)
         return int(bool(made.notes))
 
     def _paper(self, printed: Table | None) -> None:
-        if self.paper and printed is not None:
+        if self.asked.paper and printed is not None:
             self._save(printed, FORMATS)
             sys.stdout.write("\n" + markdown(printed))
 
     def _save(self, made: Table, suffixes: Any) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.asked.out.mkdir(parents=True, exist_ok=True)
         for suffix in suffixes:
-            path = self.out / f"{made.name}.{suffix}"
+            path = self.asked.out / f"{made.name}.{suffix}"
             with write_atomically(path) as stream:
                 stream.write(FORMATS[suffix](made))
             logger.info("%s", path)
-
-
-def _plan(name: str, verb: str) -> Plan:
-    if name.endswith((".yaml", ".yml")):
-        return read_plan(Path(name).stem, read_yaml(Path(name)))
-    if name not in list(preset_names("table")):
-        raise unknown_name(verb, name, _names(verb))
-    plan = read_plan(name, read_yaml(preset("table", name)))
-    if verb == "figure" and not plan.figure:
-        raise UserError(f"'{name}' is a table: recbole-ilrec table {name}. Figures: {', '.join(_names(verb))}.")
-    return plan
-
-
-def _names(verb: str) -> list[str]:
-    plans = [read_plan(name, read_yaml(preset("table", name))) for name in preset_names("table")]
-    return [plan.name for plan in plans if verb == "table" or plan.figure]
-
-
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(str(value))
-
-
-def _list(value: Any) -> list[Any]:
-    """``a,b``, ``[a, b]`` or one value as a list."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return value
-    if not isinstance(value, str):
-        return [value]
-    return [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip()]
-
-
-def _seeds(value: Any, first: int) -> list[int]:
-    """A number says how many, from ``first`` on; a list says which."""
-    if value is None:
-        return []
-    if isinstance(value, list) or (isinstance(value, str) and ("," in value or value.startswith("["))):
-        return [_whole_number("seeds", seed) for seed in _list(value)]
-    count = _whole_number("seeds", value)
-    if not 1 <= count <= _MOST_SEEDS:
-        raise UserError(
-            f"seeds={value} is not allowed: give how many, 1 to {_MOST_SEEDS}, or a list, e.g. --seeds=[{value}]."
-        )
-    return list(range(first, first + count))
-
-
-def _whole_number(key: str, value: Any) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = -1
-    if number < (1 if key == "jobs" else 0):
-        raise UserError(f"{key}={value!r} is not allowed: give whole numbers, e.g. --{key}=2.")
-    return number

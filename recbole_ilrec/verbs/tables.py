@@ -3,19 +3,21 @@
 Knows plans, records and the files of ranks; how runs are made is :mod:`recbole_ilrec.verbs.experiments`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from recbole_ilrec.configuration.config import Config, MissingDataset
+from recbole_ilrec.configuration.recbole_values import metric_names
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import hit_and_ndcg
 from recbole_ilrec.metrics.rank_metrics import POLICIES
 from recbole_ilrec.report.costs import total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
-from recbole_ilrec.report.runs import COUNTS, counts_line, metric_label
+from recbole_ilrec.report.runs import COUNTS, counts_line, in_order, less_is_better, metric_label
 from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
 from recbole_ilrec.verbs.archive import places_in_test
@@ -30,6 +32,10 @@ _COSTS = {
     "parameters": ("Parameters (M)", 2),
 }
 """Metric of a run's cost -> its header, digits after the point."""
+_OF_ANSWERS = frozenset(("hitratio@1", "validratio"))
+"""Further metrics where a language model chooses among candidates."""
+_BUNDLED = "ml-100k"
+"""A dataset that is always there: RecBole carries it."""
 _TESTED = ("hit", "ndcg")
 """Metrics of one user, in the order of :func:`~recbole_ilrec.evaluation.topk.hit_and_ndcg`."""
 QUICK = (
@@ -59,6 +65,32 @@ class Grid:
         return list(dict.fromkeys(run for cell in cells for run in cell))
 
 
+def refuse_uncomputed(plan: Plan, runs: Iterable[PlannedRun], experiments: Experiments) -> None:
+    """Refuse a metric of the plan that none of its runs computes; runs whose settings are refused do not count.
+
+    Raises:
+        UserError: naming the first such metric and those that are computed.
+    """
+    computed: set[str] = set()
+    for config in filter(None, (_config(run, experiments) for run in runs)):
+        computed |= metric_names(config) | (_OF_ANSWERS if config.settings.task == "candidates" else set())
+    missing = [metric for metric in plan.metrics if metric not in computed and metric not in _COSTS]
+    if computed and missing:
+        raise UserError(
+            f"table plan '{plan.name}': no run computes {missing[0]}: choose from {', '.join(in_order(computed))}, or "
+            f"from the costs {', '.join(_COSTS)}; --metrics and --topk say what is computed."
+        )
+
+
+def _config(run: PlannedRun, experiments: Experiments) -> Config | None:
+    try:
+        return experiments.config(run)
+    except MissingDataset:  # it will be made by the run; what is computed does not depend on it
+        return experiments.config(replace(run, dataset=_BUNDLED))
+    except UserError:
+        return None
+
+
 def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Table:
     """The table of a plan; a cell whose runs failed says so, and the error stands below."""
     plan, columns = grid.plan, grid.plan.columns()
@@ -71,13 +103,14 @@ def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Tab
     return Table(
         name=f"{plan.name}-quick" if quick else plan.name,
         caption=_caption(plan, records, count, quick),
-        head=_head(plan, columns),
+        head=head(plan, columns),
         blocks=tuple(marks),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _head(plan: Plan, columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
+def head(plan: Plan, columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
+    """Header rows from the outermost inwards, each with one label a column and metric."""
     outer = [tuple(c.labels[depth] for c in columns for _ in plan.metrics) for depth in range(len(columns[0].labels))]
     return (*outer, tuple(metric_name(metric) for _ in columns for metric in plan.metrics))
 
@@ -102,16 +135,29 @@ def _line(grid: Grid, row: Row, columns: Sequence[Column], outcomes: Outcomes, n
 
 def _cell(metric: str, records: Sequence[Mapping[str, Any]], *, failed: bool, wanted: int) -> Cell:
     """A number over all seeds; over some of them it would be another number, so there is none."""
-    digits = _COSTS[metric][1] if metric in _COSTS else 4
+    digits, lower = digits_of(metric), smaller_is_better(metric)
     if failed or len(records) < wanted:
-        return Cell(text="failed" if failed else "", digits=digits)
+        return Cell(text="failed" if failed else "", digits=digits, lower=lower)
     values = [_value(metric, record) for record in records]
     if any(value is None for value in values):
-        return Cell(text="n/a", digits=digits)
+        return Cell(text="n/a", digits=digits, lower=lower)
     numbers = tuple(float(value) for value in values if value is not None)
     mean, deviation = mean_and_deviation(numbers)
-    text = _epochs(records[0]) if metric == "epochs" else ""
-    return Cell(numbers, mean, deviation, text=text, digits=digits, lower=metric in _COSTS)
+    text = ""
+    if metric == "epochs":
+        parts = {_epochs(record) for record in records}
+        text, digits = (parts.pop(), digits) if len(parts) == 1 else ("", 1)  # a mean has no parts
+    return Cell(numbers, mean, deviation, text=text, digits=digits, lower=lower)
+
+
+def digits_of(metric: str) -> int:
+    """Digits shown after the point."""
+    return _COSTS[metric][1] if metric in _COSTS else 4
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether the smallest number of a column is the best."""
+    return metric in _COSTS or less_is_better(metric)
 
 
 def _value(metric: str, record: Mapping[str, Any]) -> float | None:
@@ -155,11 +201,13 @@ def _tested(
                 continue
             rival = max(others, key=lambda n: means[n] or 0.0)
             pair = [_by_user(grid.runs(block.rows[n], column), metric, outcomes) for n in (own, rival)]
-            if pair[0] is None or pair[1] is None or not np.array_equal(pair[0][0], pair[1][0]):
+            if pair[0] is None or pair[1] is None or not pair[0].same_users(pair[1]):
                 against = f"{block.ours} and {lines[rival].label}"
-                notes.append(f"Not tested: the places of the true items of {against} are not kept, or of other users.")
+                notes.append(
+                    f"Not tested: the places of the true items of {against} are not kept, or of other users or data."
+                )
             else:
-                ours, other = pair[0][1], pair[1][1]
+                ours, other = pair[0].values, pair[1].values
                 found[b, own, place] = paired_p(ours, other), bool(ours.mean() > other.mean())
     adjusted = dict(zip(found, holm([p for p, _ in found.values()]), strict=True))
     for (b, n, place), p in adjusted.items():
@@ -169,22 +217,41 @@ def _tested(
     return blocks
 
 
-def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray] | None:
-    """``[users]`` ids and ``[seeds, users]`` the metric of each; ``None`` unless all runs have the same users."""
+@dataclass(frozen=True)
+class _ByUser:
+    """A metric of each user in some runs.
+
+    Attributes:
+        user: ``[users]`` internal ids, ascending.
+        values: ``[seeds, users]``.
+        data: hash of the data; ids mean the same people where it is equal.
+    """
+
+    user: np.ndarray
+    values: np.ndarray
+    data: str | None
+
+    def same_users(self, other: "_ByUser") -> bool:
+        return self.data == other.data and np.array_equal(self.user, other.user)
+
+
+def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> _ByUser | None:
+    """The metric of each user; ``None`` unless all runs have the same users."""
     name, _, k = metric.partition("@")
-    users, rows = [], []
+    found: list[_ByUser] = []
     for run in runs:
         record = outcomes[run].record or {}
-        found = places_in_test(record)
-        if found is None:
+        kept = places_in_test(record)
+        if kept is None:
             return None
-        user, places = found
-        policy = record["evaluation"]["collisions"]
-        values = hit_and_ndcg(places, int(k), policy if policy in POLICIES else "expected")[_TESTED.index(name)]
+        (user, places), about = kept, record["evaluation"]
+        policy = about["collisions"] if about["collisions"] in POLICIES else "expected"
+        values = hit_and_ndcg(places, int(k), policy)[_TESTED.index(name)]
         order = user.argsort(stable=True)
-        users.append(user[order].numpy())
-        rows.append(values[order].numpy())
-    return (users[0], np.stack(rows)) if all(np.array_equal(users[0], other) for other in users) else None
+        found.append(_ByUser(user[order].numpy(), values[order].numpy(), about.get("data")))
+    if not all(found[0].same_users(other) for other in found):
+        return None
+    return replace(found[0], values=np.stack([each.values for each in found]))
 
 
 # ---- what is said about the numbers
@@ -219,39 +286,7 @@ def framed(plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str]
     return " ".join([*([QUICK] if quick else []), f"{plan.title}.", *said, *versions])
 
 
-# ---- other tables
-
-
-def paper_table(plan: Plan, whole: Plan) -> Table | None:
-    """What the paper prints for the lines and columns of ``plan``, a part of ``whole``; ``None`` if nothing.
-
-    Lines that the paper does not have are left out.
-    """
-    wanted = {(column.axis, column.dataset) for column in plan.columns()}
-    kept = [(n, column) for n, column in enumerate(whole.columns()) if (column.axis, column.dataset) in wanted]
-    if not whole.paper or not kept:
-        return None
-    width = len(whole.metrics)
-    blocks = []
-    for block in plan.blocks:
-        lines = []
-        for row in block.rows:
-            if row.label in whole.paper:
-                numbers = [whole.paper[row.label][n * width + m] for n, _ in kept for m in range(width)]
-                lines.append(Line(row.label, tuple(map(_printed, numbers))))
-        if lines:
-            blocks.append((block.label, tuple(lines) if block.plain else marked(lines)))
-    if not blocks:
-        return None
-    return Table(f"{whole.name}-paper", _printed_caption(whole), _head(plan, [c for _, c in kept]), tuple(blocks))
-
-
-def _printed(number: float | str) -> Cell:
-    return Cell(text=number) if isinstance(number, str) else Cell((number,), float(number))
-
-
-def _printed_caption(plan: Plan) -> str:
-    return f"{plan.title}: the numbers printed in the paper. None of them was made here."
+# ---- the data
 
 
 def datasets_table(grid: Grid, experiments: Experiments) -> Table:
@@ -266,11 +301,3 @@ def datasets_table(grid: Grid, experiments: Experiments) -> Table:
             notes.append(f"Failed: {name}: {error}")
     caption = f"{grid.plan.title}. Users and items as RecBole counts them, each with [PAD]."
     return Table(grid.plan.name, caption, (COUNTS,), (("", tuple(lines)),), tuple(notes))
-
-
-def printed_counts(plan: Plan) -> Table | None:
-    """The counts that the paper prints for the datasets of the plan; ``None`` if it prints none."""
-    lines = [Line(name, tuple(map(_printed, plan.paper[name]))) for name in plan.datasets if name in plan.paper]
-    if not lines:
-        return None
-    return Table(f"{plan.name}-paper", _printed_caption(plan), (COUNTS,), (("", tuple(lines)),))
