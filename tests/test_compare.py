@@ -12,6 +12,8 @@ from scipy import stats
 from recbole_ilrec import cli
 from recbole_ilrec.checks.comparison import common_users
 from recbole_ilrec.checks.paired import by_size, difference, furthest_apart, permutation_test, sign_test
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file
@@ -128,6 +130,16 @@ def test_two_runs_are_compared_with_examples(runs, capsys):
     assert {part["label"] for part in found["by_history"]} <= {"6", "7", "8", "6-7", "7-8", "6-8"}
     (example,) = found["examples"]["a"]
     assert example["rank_a"] == 1 and example["rank_b"] is None and len(example["history"]) == 3
+
+
+def test_runs_of_every_family_say_the_same_of_the_same_data_and_are_compared(runs, capsys):
+    configs = Config("SASRec", "ring"), Config("ILRec", "ring"), Config("BIGRec", "ring"), Config("Pop", "ring")
+    (data,) = {data_key(config) for config in configs}
+    for name in "AB":
+        write_ranks(runs / name, np.arange(1, 31), np.ones(30), {"dataset": "ring", "data": data})
+    assert cli.main(["compare", "A", "B"]) == 0
+    assert cli.main(["compare", "A", "B", "--user_inter_num_interval=[8,inf)"]) == 2
+    assert "The data of ring are not those of the runs" in capsys.readouterr().err
 
 
 def test_bad_comparisons_end_with_one_line(runs, capsys):

@@ -24,7 +24,8 @@ popularity of the true item; then the users where each run wins by most.
   --seed=0                   of the permutation test
   --json=PATH                also write the comparison as JSON
 
-Settings that select data (--data_path=..., --user_inter_num_interval=..., ...) have to be those of the runs.
+Both runs must have been made on the same data, and settings that select data (--data_path=...,
+--user_inter_num_interval=..., ...) have to be those of the runs: the files of ranks hold the hash of the data.
 """
 
 LAST_ITEMS = 3
