@@ -398,6 +398,9 @@ def test_an_archive_gives_the_table_again_without_data_or_runs(ring, monkeypatch
     assert capsys.readouterr().out == first
     page = (ring / "page.md").read_text()
     assert page == f"# Page\n<!-- own:begin -->\n{first.strip()}\n<!-- own:end -->\nafter\n"
+    (ring / "page.md").write_text(page.replace("own:", "second:"))
+    assert cli.main(["table", "own.yaml", "--from_archive=own.jsonl", "--into=page.md#second"]) == 0
+    assert (ring / "page.md").read_text() == page.replace("own:", "second:")
     assert str(ring) not in (ring / "own.jsonl").read_text(), "no folders of this machine"
 
 

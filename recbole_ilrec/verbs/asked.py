@@ -39,6 +39,7 @@ class Asked:
         plan: the part of it that is wanted.
         given: settings for every run.
         quick, paper, dry_run, out, archive, into, sources, jobs: the options; see the help of the verbs.
+        mark: between which lines of the page ``into`` the table belongs.
 
     Raises:
         UserError: no such plan or option, or options that contradict each other or the plan.
@@ -54,7 +55,10 @@ class Asked:
         self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
         self.dry_run = bool(arguments.take("dry_run"))
         self.out = Path(str(arguments.take("out", "tables")))
-        self.archive, self.into = (_path(arguments.take(key)) for key in ("archive", "into"))
+        self.archive = _path(arguments.take("archive"))
+        page, _, mark = str(arguments.take("into", "")).partition("#")
+        self.into = _path(page or None)
+        self.mark = mark or (f"{self.whole.name}-quick" if self.quick else self.whole.name)
         self.sources = [Path(str(path)) for path in _list(arguments.take("from_archive"))]
         jobs = arguments.take("jobs")
         self.jobs = None if jobs is None else _whole_number("jobs", jobs)

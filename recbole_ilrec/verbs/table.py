@@ -37,7 +37,8 @@ _OPTIONS = """
   --out=tables               folder of the results
   --archive=FILE             also keep the runs in one small file, places of the true items included
   --from_archive=FILE,FILE   only what stands in such files: no data, no runs; what is missing stays empty
-  --into=PAGE.md             also put the table into a page, between <!-- NAME:begin --> and <!-- NAME:end -->
+  --into=PAGE.md             also put the table into a page, between <!-- NAME:begin --> and <!-- NAME:end -->;
+                             --into=PAGE.md#OTHER between the lines of that name, where a page has several tables
   --KEY=VALUE                any other setting, for every run (docs/settings.md)
 
 Finished runs are reused, interrupted ones are gone on with: give the same command again. A run that fails is shown as
@@ -204,7 +205,7 @@ class _Command:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"into={path} cannot be read: {error.strerror}.") from None
-        return between_marks(text, f"{self.plan.name}-quick" if self.quick else self.plan.name, content)
+        return between_marks(text, self.asked.mark, content)
 
     def _datasets(self, grid: "Grid", experiments: "Experiments", printed: Table | None) -> int:
         from recbole_ilrec.verbs.tables import datasets_table
