@@ -203,10 +203,11 @@ def test_adapters_of_another_base_model_are_named_and_not_taken(tmp_path, monkey
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.get_decoder().layers[1].mlp.up_proj.weight.data.add_(0.01)
     model.save_pretrained(folder)
-    for where in (str(run), "auto"):
-        with pytest.raises(UserError, match="checkpoint-2 is of a run with another base model under the adapters: "):
-            run_lora(tmp_path, folder, resume_from_checkpoint=where, **changes)
+    with pytest.raises(UserError, match="checkpoint-2 is of a run with another base model under the adapters: "):
+        run_lora(tmp_path, folder, resume_from_checkpoint=str(run), **changes)
     assert "An older checkpoint is tried." in caplog.text
+    run_lora(tmp_path, folder, resume_from_checkpoint="auto", **changes)  # another run, so it is not gone on with
+    assert len(list((tmp_path / "saved").glob("ILRec-ring-*"))) == 2
     with pytest.raises(UserError, match="best was trained on another base model"):
         run_lora(tmp_path, folder, "DPO", **changes, **{"preference.checkpoint": str(supervised(tmp_path, folder))})
 
