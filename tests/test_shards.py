@@ -89,8 +89,8 @@ def test_adapters_and_new_rows_on_tied_embeddings_are_shared_out_however_few_row
     assert all(result[key] == one[key] for result in every for key in RESULTS)
 
 
-@pytest.mark.slow
 def test_rejected_items_and_references_come_from_gathered_weights(ring):
+    """And training goes on where one process had nothing to search and to score, and so ran no forward pass."""
     settings = {**SHORT, "max_steps": 1, "preference.source": "self_hard", "preference.examples": 16}
     (one,), _ = train(ring, "one", 1, "DPO", **settings)
     for result in train(ring, "two", 2, "DPO", **settings, **SHARES)[0]:

@@ -44,9 +44,14 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
         for parameter in model.parameters():
             distributed.broadcast(parameter.data, src=0)
     mesh = init_device_mesh(device.type, (processes.world(),))
-    for block in blocks:
+    parts: list[Any] = [*blocks, model]
+    for block in parts[:-1]:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    # What is gathered ahead in the backward pass. Torch's default follows the forward passes since the last one, those
+    # of an evaluation too: where one process had no users to evaluate, all would wait for each other for ever.
+    for module, ahead in zip(parts, [model, *parts[:-1]], strict=True):
+        module.set_modules_to_backward_prefetch([ahead])
     _root_state(model)._lazy_init()  # else the first block that runs, be it in an evaluation, is taken for the root
 
 
