@@ -17,6 +17,8 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.presets import preset
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
+from recbole_ilrec.runtime.checkpoint import STATE
+from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
 
 # fmt: off
@@ -152,7 +154,7 @@ def _deciding(path: Path) -> list[Path]:
     """The files behind a path: of a checkpoint or run of this package the one that holds the hash of its weights."""
     if path.is_file():
         return [path]
-    states = [state for state in (path / "best" / "state.json", path / "state.json") if state.is_file()]
+    states = [state for state in (path / BEST / STATE, path / STATE) if state.is_file()]
     return states[:1] or sorted(file for file in path.iterdir() if file.is_file())
 
 
