@@ -23,48 +23,25 @@ from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.schema import Ranking
 from recbole_ilrec.settings import BIGRecSettings
 from recbole_ilrec.training.trainer import GenerativeTrainer
-from tests.worlds import QUICK, SMALL, ring_world
-
-TITLES = ["Star", "Star Trek", "Star Trek II", '12" ruler', '12" ruler, steel', "Naïve café 映画", "NA", "the </s> end"]
-
-
-def write_titles(root, name, sequences, titles):
-    """A data set whose items 1, 2, ... have these titles; ``None`` leaves an item out of the ``.item`` file."""
-    folder = root / "dataset" / name
-    folder.mkdir(parents=True)
-    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
-    lines += [f"u{u}\ti{item}\t{at}" for u, sequence in enumerate(sequences) for at, item in enumerate(sequence)]
-    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
-    rows = [f"i{n}\t{title}" for n, title in enumerate(titles, start=1) if title is not None]
-    (folder / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *rows]) + "\n")
-    return folder
-
-
-RING = [*TITLES, "red box", "pale red box", "pale box", None]
-LEARN = {
-    **QUICK,
-    "epochs": 36,
-    "eval_step": 36,
-    "train_batch_size": 32,
-    "MAX_ITEM_LIST_LENGTH": 4,
-    "backbone.dropout": 0.0,
-    "learning_rate": 5e-3,
-    "train.item_dropout": 0.0,
-    "train.ema": 0.0,
-    "topk": [1, 5],
-    "valid_metric": "NDCG@5",
-    "num_beams": 10,
-}
+from tests.worlds import (
+    LEARN_TITLES,
+    QUICK,
+    SMALL,
+    TITLES,
+    ring_world,
+    write_titled_ring,
+    write_titles,
+)
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """A working folder with the ring world under titles (some begin others, one is missing), and a finished run."""
     root = tmp_path_factory.mktemp("ring")
-    write_titles(root, "ring", ring_world(users=36, items=12)[0], RING)
+    write_titled_ring(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        result = run_recbole_ilrec("BIGRec", "ring", config_dict={**LEARN, "decode.renormalise": False})
+        result = run_recbole_ilrec("BIGRec", "ring", config_dict={**LEARN_TITLES, "decode.renormalise": False})
     return root, result
 
 
@@ -82,7 +59,7 @@ def test_next_title_that_follows_from_the_last_is_always_found(learned):
 
 
 def test_ilrec_learns_the_ring_of_titles_too(ring):
-    result = run_recbole_ilrec("ILRec", "ring", config_dict={**LEARN, "paradigm": "bigrec", "saved": False})
+    result = run_recbole_ilrec("ILRec", "ring", config_dict={**LEARN_TITLES, "paradigm": "bigrec", "saved": False})
     assert result["test_result"]["hit@1"] == 1.0
 
 
@@ -95,7 +72,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_from_a_title_to_a_list_finds_what_was_learned(ring, way):
-    config = Config("BIGRec", "ring", None, {**LEARN, **WAYS[way]})
+    config = Config("BIGRec", "ring", None, {**LEARN_TITLES, **WAYS[way]})
     data = build_data(config)
     model = config.model_class(config, data.train._dataset)
     (folder,) = (ring / "saved").glob("BIGRec-*/best")

@@ -16,11 +16,16 @@ from recbole_ilrec.models import title_ranker
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.training.loop import StepTrainer
-from tests.test_bigrec import LEARN, RING, write_titles
-from tests.worlds import QUICK, SMALL, ring_world
+from tests.worlds import (
+    LEARN_TITLES,
+    QUICK,
+    RING_TITLES,
+    SMALL,
+    write_titled_ring,
+)
 
 PREFER = {
-    **LEARN,
+    **LEARN_TITLES,
     "paradigm": "bigrec",
     "epochs": 26,
     "eval_step": 26,
@@ -36,7 +41,7 @@ PREFER = {
 def ring(tmp_path_factory):
     """A working folder with the ring world under titles; a preference run leaves its supervised stage in the cache."""
     root = tmp_path_factory.mktemp("titles")
-    write_titles(root, "ring", ring_world(users=36, items=12)[0], RING)
+    write_titled_ring(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         yield root
@@ -150,7 +155,7 @@ def test_gamma_without_distances_is_one_line(ring, model):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder as Hugging Face publishes a model: random weights, a tokenizer of bytes."""
-    backbone = build_backbone(SMALL, [], ["User: likes", *(title for title in RING if title)], seed=5)
+    backbone = build_backbone(SMALL, [], ["User: likes", *(title for title in RING_TITLES if title)], seed=5)
     folder = tmp_path_factory.mktemp("base") / "llama"
     backbone.model.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)

@@ -19,8 +19,14 @@ from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.diagnosis import diagnose, list_findings
 from recbole_ilrec.training.reward_rows import reward_table
 from recbole_ilrec.training.trainer import GenerativeTrainer
-from tests.test_bigrec import RING, write_titles
-from tests.worlds import QUICK, ring_world, write_dataset
+from tests.worlds import (
+    QUICK,
+    RING_TITLES,
+    ring_world,
+    write_dataset,
+    write_titled_ring,
+    write_titles,
+)
 
 CHOOSE = {
     **QUICK,
@@ -44,7 +50,7 @@ RIGHT = {"hitratio@1": 1.0, "validratio": 1.0}
 def learned(tmp_path_factory):
     """A working folder with the ring world under titles, some of which begin others, and a finished run."""
     root = tmp_path_factory.mktemp("ring")
-    write_titles(root, "ring", ring_world(users=36, items=12)[0], RING)
+    write_titled_ring(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         result = run_recbole_ilrec("BIGRec", "ring", config_dict=CHOOSE)
@@ -182,7 +188,7 @@ def test_rejected_items_of_sdpo_come_from_the_candidates(tmp_path, monkeypatch):
 def published(root, *, change=None):
     """Users of a train, a valid and a test phase, each with choices from place 2 on; item 13 is only ever offered."""
     sequences, _ = ring_world(users=12, items=12, length=6)
-    folder = write_titles(root, "told", sequences, [*RING, "thirteen"])
+    folder = write_titles(root, "told", sequences, [*RING_TITLES, "thirteen"])
     phases = ["train"] * 8 + ["valid"] * 2 + ["test"] * 2
     rows = [
         CandidateRow(phase, f"u{user}", place, (f"i{sequence[place] % 12 + 1}", "i13", f"i{sequence[place]}"))

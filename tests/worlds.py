@@ -67,13 +67,26 @@ def write_dataset(
     root: Path, name: str, sequences: Sequence[Sequence[int]], identifiers: Sequence[Sequence[int]]
 ) -> Path:
     """A prepared data set in ``root/name``: interactions and an item index; items are numbered from 1."""
+    folder = _write_interactions(root, name, sequences)
+    index = {f"i{n}": [f"<{'abcdef'[at]}_{t}>" for at, t in enumerate(i)] for n, i in enumerate(identifiers, start=1)}
+    (folder / f"{name}.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_titles(root: Path, name: str, sequences: Sequence[Sequence[int]], titles: Sequence[str | None]) -> Path:
+    """A data set in ``root/dataset/name`` with titles of items 1, 2, ...; ``None``: not in the ``.item`` file."""
+    folder = _write_interactions(root / "dataset", name, sequences)
+    rows = [f"i{n}\t{title}" for n, title in enumerate(titles, start=1) if title is not None]
+    (folder / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *rows]) + "\n")
+    return folder
+
+
+def _write_interactions(root: Path, name: str, sequences: Sequence[Sequence[int]]) -> Path:
     folder = root / name
     folder.mkdir(parents=True)
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
     lines += [f"u{u}\ti{item}\t{at}" for u, sequence in enumerate(sequences) for at, item in enumerate(sequence)]
     (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
-    index = {f"i{n}": [f"<{'abcdef'[at]}_{t}>" for at, t in enumerate(i)] for n, i in enumerate(identifiers, start=1)}
-    (folder / f"{name}.index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -88,6 +101,19 @@ def ring_world(users: int = 60, items: int = 24, length: int = 9) -> tuple[list[
             item = step[item]
         sequences.append(sequence)
     return sequences, [(item // 5, item % 5) for item in range(items)]
+
+
+TITLES = ["Star", "Star Trek", "Star Trek II", '12" ruler', '12" ruler, steel', "Naïve café 映画", "NA", "the </s> end"]
+"""Titles some of which begin others, with marks that tokenizers and tables stumble over."""
+
+
+RING_TITLES = [*TITLES, "red box", "pale red box", "pale box", None]
+"""Those of the ring world of 12 items, the last of which has none."""
+
+
+def write_titled_ring(root: Path) -> None:
+    """The ring world under ``RING_TITLES``."""
+    write_titles(root, "ring", ring_world(users=36, items=12)[0], RING_TITLES)
 
 
 QUICK = {
@@ -115,3 +141,14 @@ LEARN = {
     "num_beams": 10,
 }
 """Settings of a run that learns the ring world by heart."""
+
+LEARN_TITLES = {
+    **QUICK,
+    **LEARN,
+    "epochs": 36,
+    "eval_step": 36,
+    "train_batch_size": 32,
+    "MAX_ITEM_LIST_LENGTH": 4,
+    "backbone.dropout": 0.0,
+}
+"""Settings of a run that learns the ring world under titles by heart."""
