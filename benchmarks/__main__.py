@@ -1,5 +1,6 @@
 """``python -m benchmarks [--quick]``: a JSON line for each measurement and the table ``benchmarks/RESULTS.md``.
 
+``--only=NAME[,NAME]`` measures these groups again and leaves the lines of the others as they are.
 ``--curves`` draws ``step`` and ``search`` in ``benchmarks/figures`` instead (PNG, SVG) and writes ``growth.jsonl``.
 
 CPU time on one thread, so a busy machine moves the numbers little, but for ``prepare`` and ``load``, which are read off
@@ -9,61 +10,89 @@ the clock; ratios are of alternating runs.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import data, growth, search, steps
+from benchmarks import data, growth, results, search, steps
 from benchmarks.measure import child_seconds, in_child
+from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runtime.allocator import keep_freed_memory
 
 HERE = Path(__file__).parent
-KINDS = ("prefix", "sequence")
+KINDS, SHARES = ("prefix", "sequence"), (0.25, 1.0)
 
 
-def measurements(quick: bool) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
-    """Name, parameters and numbers of each."""
+Measured = Iterator[tuple[dict[str, Any], dict[str, float]]]
+"""Parameters and numbers."""
+
+
+def _steps(quick: bool) -> Measured:
     rounds = 3 if quick else 7
-    for vocab in list(steps.CASES)[: 1 if quick else None]:
+    for vocab in _vocabularies(quick):
         for kind in KINDS:
-            for share in (0.25, 1.0):
+            for share in SHARES:
                 what = {"vocabulary": vocab, "rows": kind, "cpd_share": share}
-                yield "step", what, steps.ratios(vocab, kind, share, rounds if vocab < 10_000 else 3)
+                yield what, steps.ratios(vocab, kind, share, rounds if vocab < 10_000 else 3)
+
+
+def _memory(quick: bool) -> Measured:
+    for vocab in _vocabularies(quick):
+        for kind in KINDS:
             peaks = {name: int(in_child("--memory", str(vocab), kind, name)) for name in ("sft", "ilrec")}
             numbers = {"memory ratio": peaks["ilrec"] / peaks["sft"], "sft peak GB": peaks["sft"] / 1e9}
-            yield "memory", {"vocabulary": vocab, "rows": kind, "cpd_share": 1.0}, numbers
+            yield {"vocabulary": vocab, "rows": kind, "cpd_share": 1.0}, numbers
+
+
+def _vocabularies(quick: bool) -> list[int]:
+    return list(steps.CASES)[: 1 if quick else None]
+
+
+def _trie(quick: bool) -> Measured:
     for items in (10**4, 10**5, 10**6) + (() if quick else (10**7,)):
-        yield "trie", {"items": items}, json.loads(in_child("--trie", str(items)))
-    yield "Eq. 10", {"items": 10**5 if quick else 10**6}, search.rewards(10**5 if quick else 10**6)
+        yield {"items": items}, json.loads(in_child("--trie", str(items)))
+
+
+def _rewards(quick: bool) -> Measured:
+    items = 10**5 if quick else 10**6
+    yield {"items": items}, search.rewards(items)
+
+
+def _search(quick: bool) -> Measured:
     for users, length in ((16, 60), (16, 33)) + (() if quick else ((64, 33),)):
         what = {"users": users, "prompt tokens": length, "items": 5000, "beams": 20}
-        yield "search", what, search.beams(users, length, 5000, 20, 3)
+        yield what, search.beams(users, length, 5000, 20, 3)
+
+
+def _prepare(quick: bool) -> Measured:
     for ratings in (10**5, 10**6) + (() if quick else (10**7,)):
-        yield "prepare", {"ratings": ratings}, json.loads(in_child("--prepare", str(ratings)))
+        yield {"ratings": ratings}, json.loads(in_child("--prepare", str(ratings)))
+
+
+def _load(quick: bool) -> Measured:
     of = {"users": 24_772, "items": 9_922}
-    yield "load", of, json.loads(in_child("--load", *map(str, of.values())))
-    yield "start", {"what": "import recbole_ilrec"}, {"s": child_seconds("-c", "import recbole_ilrec")}
-    yield "start", {"what": "--help"}, {"s": child_seconds("-m", "recbole_ilrec", "--help")}
+    yield of, json.loads(in_child("--load", *map(str, of.values())))
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    first = lines[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    text = ["# Benchmarks", "", f"`{first['command']}` at commit {first['commit']}, finished {lines[-1]['finished']}."]
-    text += ["", f"{first['processor']}, {first['device']}; Python {first['python']}, {versions}."]
-    text += ["", "| what | of | result |", "|---|---|---|"]
-    for line in lines:
-        what, numbers = (", ".join(f"{k} {_short(v)}" for k, v in line[key].items()) for key in ("of", "numbers"))
-        text.append(f"| {line['name']} | {what} | {numbers} |")
-    return "\n".join(text) + "\n"
+def _start(quick: bool) -> Measured:
+    yield {"what": "import recbole_ilrec"}, {"s": child_seconds("-c", "import recbole_ilrec")}
+    yield {"what": "--help"}, {"s": child_seconds("-m", "recbole_ilrec", "--help")}
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+GROUPS: dict[str, Callable[[bool], Measured]] = {
+    "step": _steps,
+    "memory": _memory,
+    "trie": _trie,
+    "rewards": _rewards,
+    "search": _search,
+    "prepare": _prepare,
+    "load": _load,
+    "start": _start,
+}
+"""In the table's order; ``True`` asks for the small sizes only."""
 
 
 def main() -> None:
@@ -71,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes only, a minute or two")
     parser.add_argument("--curves", action="store_true", help="how steps and searches grow, as a figure; two minutes")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help=f"these groups only: {', '.join(GROUPS)}")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--trie", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", type=int, help=argparse.SUPPRESS)
@@ -92,16 +122,39 @@ def main() -> None:
     if options.load:
         _say(data.first_step(*options.load))
         return
-    keep_freed_memory()  # as a run does; those above measure what they keep themselves
     if options.curves:
         _curves(options.output, 2 if options.quick else 5)
         return
-    lines: list[dict[str, Any]] = []
-    for name, of, numbers in measurements(options.quick):
-        lines.append({"name": name, "of": of, "numbers": numbers, "device": "cpu, one thread", **machine()})
-        _say(lines[-1])
-        (options.output / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (options.output / "RESULTS.md").write_text(table(lines))
+    try:
+        names = wanted(options.only)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+    _measure(names, options.quick, options.output)
+
+
+def wanted(only: str | None) -> list[str]:
+    """The groups asked for, all where none is named.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    names = list(GROUPS) if only is None else only.split(",")
+    for name in names:
+        if name not in GROUPS:
+            raise unknown_name("group of measurements in --only", name, GROUPS)
+    return names
+
+
+def _measure(names: list[str], quick: bool, folder: Path) -> None:
+    """Measure groups, and put each into the files in ``folder`` as soon as all of it is measured."""
+    commit = machine()["commit"]  # before a file of results makes the checkout a changed one
+    for name in names:
+        lines = []
+        for of, numbers in GROUPS[name](quick):
+            about = {"device": "cpu, one thread", **machine(), "commit": commit}
+            lines.append({"name": name, "of": of, "numbers": numbers, **about})
+            _say(lines[-1])
+        results.replace_group(folder, lines, order=list(GROUPS))
 
 
 def _curves(folder: Path, rounds: int) -> None:

@@ -1,8 +1,15 @@
 """The benchmarks run and compare like with like; their numbers are not tested here."""
 
-from benchmarks import growth, search, steps
-from benchmarks.__main__ import table
+import json
+
+import pytest
+
+from benchmarks import growth, results, search, steps
+from benchmarks.__main__ import GROUPS, wanted
 from benchmarks.measure import paired
+from recbole_ilrec.errors import UserError
+
+FACTS = {"versions": {"torch": "2"}, "command": "c", "commit": "1", "processor": "p", "device": "cpu", "python": "3"}
 
 
 def test_steps_of_both_kinds_of_rows_are_timed(monkeypatch):
@@ -21,9 +28,38 @@ def test_trie_and_rewards_are_timed_and_shown():
     numbers = search.trie(300)
     assert numbers["nodes"] > 300
     assert search.rewards(300)["ms a target"] > 0
-    facts = {"versions": {"torch": "2"}, "command": "c", "commit": "1", "processor": "p", "device": "cpu"}
-    line = {"name": "trie", "of": {"items": 300}, "numbers": numbers, "python": "3", "finished": "now", **facts}
-    assert "| trie | items 300 | build s" in table([line])
+    line = {"name": "trie", "of": {"items": 300}, "numbers": numbers, "finished": "now", **FACTS}
+    assert "| trie | items 300 | build s" in results.table([line])
+
+
+def test_a_group_measured_again_takes_the_place_of_its_own_lines_only(tmp_path):
+    def line(name: str, items: int, commit: str) -> dict:
+        return {
+            "name": name,
+            "of": {"items": items},
+            "numbers": {"s": 1.0},
+            "finished": "now",
+            **FACTS,
+            "commit": commit,
+        }
+
+    for lines in ([line("b", 1, "1"), line("b", 2, "1")], [line("c", 1, "1")], [line("gone", 1, "1")]):
+        results.replace_group(tmp_path, lines, ["a", "b", "c", "gone"])
+    results.replace_group(tmp_path, [line("b", 3, "2")], ["a", "b", "c"])
+    results.replace_group(tmp_path, [line("a", 1, "2")], ["a", "b", "c"])
+    stored = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert stored == [line("a", 1, "2"), line("b", 3, "2"), line("c", 1, "1")]
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| b | items 3 | s 1 | 1 |\n| c | items 1 | s 1 | 2 |" in text
+    assert "1. `c` at commit 2; p, cpu; Python 3, torch 2; finished now\n2. `c` at commit 1;" in text
+
+
+def test_groups_are_asked_for_by_name():
+    assert wanted(None) == list(GROUPS) and wanted("load,trie") == ["load", "trie"]
+    with pytest.raises(
+        UserError, match=r"^Unknown group of measurements in --only 'trei'\. Did you mean 'trie'\? Av.*load"
+    ):
+        wanted("load,trei")
 
 
 def test_the_first_of_a_pair_is_what_the_others_are_measured_by():
