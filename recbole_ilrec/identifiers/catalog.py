@@ -4,6 +4,7 @@ Labels, histories, the decoding constraint and the reward all read an item's tok
 Items are numbered as RecBole numbers them: 1 .. I, with 0 for padding. Knows token ids; not how they were made.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,6 +60,11 @@ class Catalog:
     def num_leaves(self) -> int:
         """Distinct identifiers."""
         return len(self.leaf_start) - 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokens of all items: equal where a token stands for the same items."""
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
 
     @property
     def depth(self) -> int:

@@ -20,9 +20,9 @@ from recbole_ilrec.report.card import model_card, program
 from recbole_ilrec.runs.stages import RESULT
 from recbole_ilrec.runtime.checkpoint import STATE, load_state
 from recbole_ilrec.runtime.resumption import BEST
-from recbole_ilrec.runtime.weights import load_weights
 from recbole_ilrec.schema import Ranking
 from recbole_ilrec.settings import Settings
+from recbole_ilrec.training.best_weights import put_back
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _rebuilt(state: Mapping[str, Any], best: Path, merge: bool) -> tuple[Config,
     config.settings = settings.model_copy(update={"backbone": backbone})
     data = build_data(config)
     model: GenerativeRecommender = config.model_class(config, data.train._dataset).to(config["device"])
-    load_weights(model, state["model"], best)
+    put_back(model, state, best)
     return config, data, model.eval()
 
 

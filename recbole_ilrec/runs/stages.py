@@ -227,8 +227,7 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
     """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
     outcome = outcome_settings(config, but=_REPORTING)
     settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
-    template, tokens = model.encoder.template, model.catalog.tokens.numpy().tobytes()
-    items = hashlib.sha256(tokens).hexdigest()
+    template, items = model.encoder.template, model.catalog.digest
     own = [model.alignment.key] if model.alignment else []
     own += [model.frozen_key] if model.frozen_key else []
     if weighs_titles(config.settings) or (kind == "preference" and prefers(config.settings)):

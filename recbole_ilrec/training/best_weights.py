@@ -15,7 +15,7 @@ from recbole_ilrec.runtime.checkpoint import load_state, save_state
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.shards import gathered
 from recbole_ilrec.runtime.weights import load_weights, weights
-from recbole_ilrec.training.loop import BASE
+from recbole_ilrec.training.loop import BASE, IDENTIFIERS
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def save_best(
     content = {
         "model": best,
         BASE: model.frozen_key,
+        IDENTIFIERS: model.catalog.digest,
         "settings": from_anywhere(config.settings).model_dump(mode="json"),
         "request": request_of(config),
         "valid_score": score,
@@ -51,10 +52,24 @@ def load_best(config: Any, model: GenerativeRecommender, folder: Path) -> None:
     """Put the weights kept in ``folder`` back into a model.
 
     Raises:
-        UserError: they are of another kind or shape, or adapters of another base model.
+        UserError: they are of another kind or shape, of other item identifiers, or adapters of another base model.
     """
     state = load_state(folder, kind=config["model"])
     if state.get(BASE, model.frozen_key) != model.frozen_key:
         raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
-    load_weights(model, state["model"], folder)
+    put_back(model, state, folder)
     logger.info("Loading model structure and parameters from %s", folder)
+
+
+def put_back(model: GenerativeRecommender, state: Mapping[str, Any], folder: Path) -> None:
+    """Load what :func:`save_best` kept into a model whose item tokens mean the same; older versions did not say.
+
+    Raises:
+        UserError: they mean other items, which the shapes of the weights need not show, or the shapes differ.
+    """
+    if state.get(IDENTIFIERS, model.catalog.digest) != model.catalog.digest:
+        raise UserError(
+            f"{folder} was trained with other {IDENTIFIERS}, so its weights are of other items: give the --index_file, "
+            "or the seed and the index.* settings, that they came from."
+        )
+    load_weights(model, state["model"], folder)

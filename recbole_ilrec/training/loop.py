@@ -4,7 +4,6 @@ What the library does well (accumulation, clipping, schedules, precision, proces
 Ours are the batches, the normalisation of the loss, and what is written to disk: safetensors and JSON, never a pickle.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,8 @@ from recbole_ilrec.training.micro_batches import MicroBatches, StepLoader, StepS
 
 BASE = "base model under the adapters"
 """Name of what a checkpoint of adapters alone depends on."""
+IDENTIFIERS = "item identifiers"
+"""Name of what the rows of item tokens in a checkpoint are of."""
 NON_FINITE = "batch with a loss that is not finite"
 
 
@@ -230,13 +231,12 @@ class StepTrainer(Trainer):
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it goes on from: a checkpoint cannot show it by its shapes."""
-        tokens = self.batches.encoder.catalog.tokens.numpy().tobytes()
         return {
             "seed": self.plan.seed,
             "learning_rate": self.args.learning_rate,
             "training rows": len(self.plan.size),
             "steps of an epoch (train_batch_size)": self.plan.steps,
-            "item identifiers": hashlib.sha256(tokens).hexdigest()[:16],
+            IDENTIFIERS: self.batches.encoder.catalog.digest[:16],
             BASE: self.model.frozen_key,
         }
 

@@ -52,11 +52,11 @@ class KeptRows:
         self.dataset = config["dataset"]
         self.show_progress = show_progress
         prompt = config.settings.prompt.model_dump(mode="json")
-        template, items = model.encoder.template, model.catalog.tokens.numpy().tobytes()
+        template = model.encoder.template
         self._shared = [
             dataset.content_key(),
             [config[name] for name in ("MAX_ITEM_LIST_LENGTH", "seed")],
-            [prompt, template.variants, template.separator, hashlib.sha256(items).hexdigest()],
+            [prompt, template.variants, template.separator, model.catalog.digest],
             [config.settings.task, config.settings.candidates.model_dump(mode="json")],
         ]
 
