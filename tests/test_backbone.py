@@ -151,6 +151,26 @@ def test_item_tokens_become_single_new_rows_of_a_pretrained_model(folder):
     assert torch.equal(again.model.lm_head.weight, backbone.model.lm_head.weight)
 
 
+@pytest.mark.parametrize("spare", [0, 2, 9])
+def test_item_tokens_start_near_the_mean_of_the_words_whatever_rows_were_spare(tmp_path, spare):
+    """Qwen's embeddings have rows beyond its tokens, which were never trained."""
+    tokenizer = build_tokenizer([], WORDS)
+    torch.manual_seed(0)
+    model = tiny_of("Qwen2", len(tokenizer) + spare, tied=False)
+    with torch.no_grad():
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.weight[len(tokenizer) :] = 7.0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = build_backbone(BackboneSettings(path=str(tmp_path)), ITEM_TOKENS, [], seed=0)
+    ids = backbone.tokenizer.convert_tokens_to_ids(ITEM_TOKENS)
+    for embedding in (backbone.model.get_input_embeddings(), backbone.model.get_output_embeddings()):
+        words, items = embedding.weight[: len(tokenizer)], embedding.weight[ids]
+        torch.testing.assert_close(items, words.mean(0).expand_as(items), atol=1e-4, rtol=0)
+    untouched = build_backbone(BackboneSettings(path=str(tmp_path)), [], [], seed=0)
+    assert untouched.vocab_size == len(tokenizer) + spare
+
+
 def test_pooled_states_ignore_padding_and_leave_empty_texts_zero(folder):
     settings = BackboneSettings(path=str(folder))
     together = pooled_states(settings, ["a guitar", "", "strings and a capo, what comes next?"], batch_size=3)

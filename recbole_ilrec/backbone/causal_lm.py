@@ -28,8 +28,9 @@ def load_causal_lm(
 ) -> Backbone:
     """Load a model and tokenizer, add the item tokens and, where asked for, adapters.
 
-    New embedding rows start at the mean of the old ones with the old rows' spread (the library's mean resizing), drawn
-    by ``seed``.
+    New embedding rows start at the mean of the old ones (the library's mean resizing), drawn by ``seed``. Rows that the
+    model has beyond its tokenizer's tokens stand for nothing and were never trained (Qwen has some 290): they make room
+    for the new ones first, which else would in part start there.
 
     Args:
         settings: where the model is and how it is loaded.
@@ -51,15 +52,17 @@ def load_causal_lm(
         if hasattr(module, PACKING):
             setattr(module, PACKING, False)
     known = tokenizer.get_vocab()
-    tokenizer.add_tokens([token for token in item_tokens if token not in known])
+    added = [token for token in item_tokens if token not in known]
+    tokenizer.add_tokens(added)
     if tokenizer.eos_token_id is None:
         raise UserError(f"backbone '{settings.path}' has no end token in its tokenizer; choose another backbone.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if added:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+            for vocabulary in (known, tokenizer.get_vocab()):
+                model.resize_token_embeddings(max(vocabulary.values()) + 1, mean_resizing=True)
     Backbone(model, tokenizer).check_structure()
     if not adapter.lora:
         return Backbone(model, tokenizer)
