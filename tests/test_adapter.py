@@ -13,7 +13,7 @@ from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import AdapterSettings, BackboneSettings
 from tests.test_backbone import ITEM_TOKENS, WORDS, tiny_of
-from tests.worlds import QUICK, ring_world, write_dataset
+from tests.worlds import QUICK, SMALL, ring_world, small_backbone, write_dataset
 
 LORA = AdapterSettings(lora=True, r=2, dropout=0.0)
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -116,6 +116,24 @@ def test_recomputed_activations_give_the_same_gradients(folders, family):
         gradients.append([p.grad for p in backbone.parameters() if p.requires_grad])
     for kept, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, kept)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_activations_are_recomputed_in_evaluation_mode_too_where_that_is_asked_for(folders, again):
+    """Preference models train without dropout, which is evaluation mode, where transformers keeps all activations."""
+    settings = BackboneSettings(path=folders["Llama", True], gradient_checkpointing=again)
+    backbone = build_backbone(settings, ITEM_TOKENS, [], 0, LORA.model_copy(update={"dropout": 0.5})).eval()
+    backbone.keep_checkpointing()
+    passes = []
+    backbone.blocks[1].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    ids = with_item_tokens(backbone)
+    losses = [loss_of(backbone, ids) for _ in range(2)]
+    assert losses[0] == losses[1], "nothing is dropped"
+    losses[0].backward()
+    assert len(passes) == (3 if again else 2)
+    blocks = small_backbone(3, SMALL.model_copy(update={"gradient_checkpointing": again})).eval()
+    blocks.keep_checkpointing()
+    assert not any(block.training for block in blocks.blocks), "their dropout is their own"
 
 
 def test_gradients_through_four_bits_are_those_of_the_rounded_weights(tmp_path):

@@ -79,6 +79,11 @@ def test_a_prompt_past_the_attentions_window_is_refused(tmp_path):
     _, state = backbone.prefill(ids, torch.ones_like(ids).bool())
     with pytest.raises(UserError, match="has 7 tokens, and this backbone's attention sees 6"):
         backbone.extend(state, torch.tensor([[5]]), torch.tensor([[0]]))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4]])  # two answers, each of which is inside
+    segment = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
+    backbone.answer_states(torch.arange(5, 12)[None], positions, segment, torch.tensor([4]))
+    with pytest.raises(UserError, match="has 7 tokens, and this backbone's attention sees 6"):
+        backbone.answer_states(torch.arange(5, 12)[None], positions + 2, segment, torch.tensor([4]))
 
 
 def test_logits_with_a_cap_are_refused(tmp_path):

@@ -106,6 +106,16 @@ class Backbone(nn.Module):
             return None
         return self.adapter.disable_adapter()
 
+    def keep_checkpointing(self) -> None:
+        """Compute activations again in the backward pass also in evaluation mode, where transformers leaves that out.
+
+        Only blocks are told that they train, not what is in them, so there is no dropout; one that draws dropout itself
+        is left as it is.
+        """
+        for block in self.blocks:
+            if getattr(block, "gradient_checkpointing", False) and not getattr(block, "dropout", 0):
+                block.training = True
+
     def merge_adapter(self) -> None:
         """Fold the adapter into the weights for good; without one nothing happens."""
         if self.adapter is not None:
@@ -223,7 +233,11 @@ class Backbone(nn.Module):
 
         Returns:
             ``[P, H]`` normed states.
+
+        Raises:
+            UserError: a prompt with an answer is longer than the attention's window.
         """
+        self._check_window(position_ids)
         width = segment.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
         seen = causal & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
@@ -235,9 +249,15 @@ class Backbone(nn.Module):
         ).last_hidden_state
         return hidden.flatten(0, 1)[select]
 
-    def _check_window(self, length: int) -> None:
-        """The masks of decoding hold no window, so nothing may lie outside of it."""
+    def _check_window(self, length: int | Tensor) -> None:
+        """The masks of trees hold no window, so nothing may lie outside of it.
+
+        Args:
+            length: tokens, or positions, which are looked at only where there is a window.
+        """
         window = getattr(self.model.config, "sliding_window", None)
+        if window and isinstance(length, Tensor):
+            length = int(length.max()) + 1
         if window and length > window:
             raise UserError(
                 f"a prompt with its answer has {length} tokens, and this backbone's attention sees {window}: lower "
