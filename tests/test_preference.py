@@ -11,6 +11,7 @@ import torch
 from recbole_ilrec.chance import keys_of_rows
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.objective import preference as preference_objective
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
 from recbole_ilrec.quick_start import run_recbole_ilrec
@@ -166,6 +167,30 @@ def test_a_given_supervised_run_is_started_from(ring):
         run("DPO", **{"preference.checkpoint": str(ring), **given})
     with pytest.raises(UserError, match="another model"):
         run("DPO", **{"preference.checkpoint": str(only_run(ring, "DPO")), **given})
+
+
+def test_a_supervised_run_under_other_identifiers_is_refused_though_all_shapes_are_equal(ring):
+    run("LCRec", **SHORT)
+    index = json.loads((ring / "dataset" / "ring" / "ring.index.json").read_text())
+    others = dict(zip(index, [*list(index.values())[1:], next(iter(index.values()))], strict=True))
+    (ring / "others.json").write_text(json.dumps(others))
+    given = {"preference.checkpoint": str(only_run(ring, "LCRec")), "index_file": "others.json"}
+    with pytest.raises(UserError, match="was trained with other item identifiers, so its weights are of other items"):
+        run("DPO", **SHORT, **given)
+
+
+def test_the_reference_is_computed_in_the_precision_of_training(ring, monkeypatch):
+    """Else the first ratios would be what rounding does to one side of them, here 0.001 on average."""
+    ratios = []
+    ratio = preference_objective.log_ratios
+
+    def noted(policy, reference):
+        ratios.append(ratio(policy, reference))
+        return ratios[-1]
+
+    monkeypatch.setattr(preference_objective, "log_ratios", noted)
+    run("DPO", **SHORT, **{"train.bf16": True})
+    assert ratios[0].abs().mean() < 2e-4
 
 
 def test_rounds_have_seeds_of_their_own_even_at_the_largest_that_numpy_takes(ring):

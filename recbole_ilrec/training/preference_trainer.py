@@ -94,6 +94,8 @@ class PreferenceTrainer(GenerativeTrainer):
         )
         digest = hashlib.sha256(self.chosen.tobytes() + self.rejected.tobytes()).hexdigest()
         what = {"weights": self.start, "rows and rejected items": digest}
+        if self.config.settings.train.bf16:
+            what["computed in"] = "bfloat16"
         with spent_on("reference"), whole(self.model):
             reference = kept.get("reference", what, len(rows), lambda some: self._log_probs(rows, some))
         against = reference[:, 1:]
@@ -110,15 +112,20 @@ class PreferenceTrainer(GenerativeTrainer):
 
     @torch.no_grad()
     def _log_probs(self, rows: PreferenceRows, some: Array) -> Array:
-        """Log-probabilities of all answers of some rows, ``[rows, 1 + D * R]``; rows of like length together."""
+        """Log-probabilities of all answers of some rows, ``[rows, 1 + D * R]``; rows of like length together.
+
+        They are computed in the precision of training: else the first ratios would be what rounding does.
+        """
         encoder, size = self.model.encoder, self.config["eval_batch_size"]
+        device, rounded = self.model.backbone.device, self.config.settings.train.bf16
         order = np.argsort(rows.num_items[some], kind="stable")
         table = np.empty((len(some), 1 + len(rows.rejected) * rows.rejected.shape[2]), dtype=np.float32)
         for low in range(0, len(some), size):
             own = order[low : low + size]
             encoded = [encode_answers(encoder, rows.all_answers(row)) for row in some[own]]
-            batch = collate_answers(encoded, encoder.pad_id).to(self.model.backbone.device)
-            table[own] = self.model.answer_log_probs(batch).float().cpu().numpy()
+            batch = collate_answers(encoded, encoder.pad_id).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=rounded):
+                table[own] = self.model.answer_log_probs(batch).float().cpu().numpy()
         return table
 
     def _smoothing(self, dataset: Any, rows: PreferenceRows) -> Array | None:
