@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
-from recbole_ilrec.evaluation.topk import hit_and_ndcg, locate, unroll
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.evaluation.topk import TargetPlaces, hit_and_ndcg, locate, unroll
 from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.metrics.rank_metrics import RankMetrics
 from recbole_ilrec.schema import Ranking
+from tests.worlds import QUICK
 
 # Items 1..5; 2, 3 and 5 share the identifier (7,). Leaves in trie order: (4,)=0, (7,)=1, (9,)=2.
 CATALOG = Catalog([(4,), (7,), (7,), (9,), (7,)])
@@ -42,6 +45,25 @@ def test_a_banned_neighbour_neither_takes_a_place_nor_counts_in_the_group():
     assert where.group.item() == 2
     assert where.ranks("strict")[0].tolist() == [[2]]
     assert places([2, 1], 2, banned=[1, 5]).ranks("strict")[0].item() > 10**9
+
+
+def test_a_group_beyond_the_list_counts_in_full_however_large_it_is(ring):
+    """As many users as here would need 32 TB if each place of a group of all scores equal were written down."""
+    group = torch.tensor([1, 3, 7, 10**9]).repeat(1000)
+    before = torch.arange(8).repeat_interleave(500)
+    where = TargetPlaces(before, group, torch.zeros_like(group), before)
+    config = Config(
+        "LCRec", "ring", None, {**QUICK, "metrics": ["Hit", "NDCG"], "topk": [2, 5], "valid_metric": "Hit@2"}
+    )
+    values = RankMetrics(config)(where)["expected"]
+    for k in (2, 5):
+        hit, ndcg = hit_and_ndcg(where, k, "expected")
+        for user in (0, 1, 2, 3, 501, 1002, 3999):
+            places = range(int(before[user]), min(int(before[user] + group[user]), k))
+            assert hit[user].item() == pytest.approx(len(places) / int(group[user]))
+            assert ndcg[user].item() == pytest.approx(sum(1 / math.log2(p + 2) for p in places) / int(group[user]))
+        assert values[f"hit@{k}"] == pytest.approx(hit.mean().item(), abs=1e-4)
+        assert values[f"ndcg@{k}"] == pytest.approx(ndcg.mean().item(), abs=1e-4)
 
 
 def test_unrolled_lists_are_items_in_strict_order():

@@ -37,21 +37,25 @@ class TargetPlaces:
         """Users of several batches, in order."""
         return TargetPlaces(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
 
-    def ranks(self, policy: str) -> tuple[Tensor, Tensor]:
+    def ranks(self, policy: str, most: int | None = None) -> tuple[Tensor, Tensor]:
         """Ranks to average over.
 
         Args:
             policy: ``strict``, ``expected`` or ``optimistic``.
+            most: so many places of a group at most, where later ones are no hits: equal scores make groups of
+                thousands.
 
         Returns:
-            rank ``[B, G]`` and weight ``[B, G]`` float64 that sums to 1 for each user; G is 1 but for ``expected``.
+            rank ``[B, G]`` and weight ``[B, G]`` float64 that sums to 1 for each user, to less where places are left
+            out; G is 1 but for ``expected``.
         """
         if policy == "strict":
             rank = torch.where(self.before < MISSING, self.before + self.within, MISSING)[:, None]
         elif policy == "optimistic":
             rank = self.beam[:, None]
         else:
-            place = torch.arange(int(self.group.max()), device=self.group.device)
+            widest = int(self.group.max())
+            place = torch.arange(widest if most is None else min(widest, most), device=self.group.device)
             rank = torch.where(self.before < MISSING, self.before, MISSING)[:, None] + place
             weight = (place < self.group[:, None]).double() / self.group[:, None]
             return rank, weight
@@ -149,6 +153,6 @@ def list_quality(ranking: Ranking, places: int) -> ListQuality:
 
 def hit_and_ndcg(places: TargetPlaces, k: int, policy: str) -> tuple[Tensor, Tensor]:
     """Per-user Hit@k and NDCG@k (one relevant item: 1 / log2(rank + 2)), both ``[B]`` float64."""
-    rank, weight = places.ranks(policy)
+    rank, weight = places.ranks(policy, k)
     inside = (rank < k).double() * weight
     return inside.sum(1), (inside / torch.log2(rank.double() + 2)).sum(1)

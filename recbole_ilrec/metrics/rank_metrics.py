@@ -74,17 +74,21 @@ class RankMetrics:
         }
 
     def _by_rank(self, places: TargetPlaces, policy: str) -> dict[str, float]:
-        """Users with groups of one size are evaluated together, once for each place the target may take."""
+        """Users with groups of one size are evaluated together, once for each place the target may take.
+
+        A place past the longest list is no hit, and every metric of hits is 0 there, so none is evaluated.
+        """
         if not self._evaluator.metrics:
             return {}
-        rank, weight = places.ranks(policy)
-        ways = (weight > 0).sum(1)
+        longest = max(self.config["topk"])
+        rank, _ = places.ranks(policy, longest)
+        group = places.group if policy == "expected" else torch.ones_like(places.group)
         total: dict[str, float] = {}
-        for size in ways.unique().tolist():
-            users = ways == size
-            self._collector.collect_hits(rank[users][:, :size].flatten(), self._no_items(int(users.sum()) * size))
+        for size in group.unique().tolist():
+            users, ways = group == size, min(size, longest)
+            self._collector.collect_hits(rank[users][:, :ways].flatten(), self._no_items(int(users.sum()) * ways))
             values = self._evaluator.evaluate(self._collector.get_data_struct())
-            share = float(users.sum()) / len(users)
+            share = float(users.sum()) / len(users) * (ways / size)
             total = {name: total.get(name, 0.0) + share * float(value) for name, value in values.items()}
         return total
 
