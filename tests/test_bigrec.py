@@ -253,7 +253,13 @@ def test_the_state_of_the_last_token_does_not_depend_on_padding(written):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"decode.renormalise": False}, {"prompt.template": "bigrec", "train_rows": "prefix"}]
+    "settings",
+    [
+        {},
+        {"decode.renormalise": False},
+        {"prompt.template": "bigrec", "train_rows": "prefix"},
+        {"bigrec.ranker": "grounding", "bigrec.max_new_tokens": 8},
+    ],
 )
 def test_the_two_verbs_of_scoring_agree(ring, settings):
     config = Config("BIGRec", "ring", None, {**QUICK, **settings})

@@ -16,7 +16,8 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.preparation.candidate_lists import CandidateRow, write_candidates
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runs.diagnosis import diagnose, list_findings
+from recbole_ilrec.runs.diagnosis import diagnose, item_findings, list_findings
+from recbole_ilrec.training.layer_losses import layer_losses
 from recbole_ilrec.training.reward_rows import reward_table
 from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.worlds import (
@@ -127,6 +128,35 @@ def test_predict_is_the_log_probability_of_the_whole_answer_after_the_prompt_wit
             logits = model.backbone.model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1]
         by_hand = logits.log_softmax(-1).gather(1, torch.from_numpy(answer)[:, None]).sum()
         assert score == pytest.approx(by_hand.item(), abs=1e-4)
+
+
+def test_items_left_out_of_a_prompt_are_counted_beside_its_candidates(ring):
+    config, data, model = built(MAX_ITEM_LIST_LENGTH=6)
+    rows, encoder = data.train._dataset.inter_feat, model.encoder
+    pairs = to_pairs(rows, model)
+    whole = [len(encoder.prompt(*_shown(pairs, row))) for row in range(len(pairs))]
+    encoder.max_length = encoder.catalog.depth + int(np.median(whole))
+    left_out = encoder.left_out(pairs.history, pairs.length, pairs.candidates)
+    for row, count in enumerate(left_out):
+        past, variant, own = _shown(pairs, row)
+        shorter = [len(encoder.prompt(past[n:], variant, own)) for n in range(len(past) + 1)]
+        assert count == max(n for n, size in enumerate(shorter) if size == shorter[0])
+    assert 0 < (left_out > 0).sum() < len(pairs)
+    (told,) = [finding for finding in item_findings(config, data, model) if finding.group == "prompts"]
+    assert told.level != Level.OK
+
+
+def _shown(pairs, row):
+    (history,), (own,) = pairs.histories(np.array([row])), pairs.choices(np.array([row]))
+    return history, 0, own
+
+
+def test_losses_of_the_layers_are_those_of_the_answers_after_the_prompt_with_candidates(ring):
+    _, data, model = built()
+    rows = data.valid._dataset.inter_feat
+    pairs = to_pairs(rows, model)
+    tokens = sum(len(model.encoder.answer(item)) for item in pairs.target)
+    assert layer_losses(model, pairs)[-1] == pytest.approx(-model.predict(rows).sum().item() / tokens, rel=1e-4)
 
 
 def test_drawn_lists_are_those_of_the_seed_and_other_parts_have_others(ring):

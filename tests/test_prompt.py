@@ -87,6 +87,10 @@ def test_oldest_items_go_first_when_a_prompt_is_too_long_and_the_answer_never_do
     row = encoder.row(Example(np.array([4, 1, 3, 2]), np.array([0])))
     whole = encoder.catalog.tokens
     assert row.ids[1:].tolist() == [*whole[1, :2].tolist(), *whole[3, :1].tolist(), *whole[2, :3].tolist()]
+    encoder.max_length = 10
+    for answer in (2, 4):  # whatever the length of its answer, a row starts with the prompt of decoding
+        row = encoder.row(Example(np.array([4, 1, 3, answer]), np.array([0])))
+        assert row.ids[: -len(row.target)].tolist() == encoder.prompt(np.array([4, 1, 3])).tolist()
     with pytest.raises(UserError, match="prompt.max_length=3 is too small"):
         compact_encoder(backbone, small_catalog(backbone, IDENTIFIERS), max_length=3)
 

@@ -202,6 +202,8 @@ class GenerativeRecommender(SequentialRecommender):
         assert self.preference is not None
         assert batch.reference is not None
         self.backbone.train(self.training and self.settings.preference.dropout)
+        if self.training:
+            self.backbone.keep_checkpointing()
         return self.preference(self.answer_log_probs(batch), batch.reference, batch.smoothing)
 
     def forward(
@@ -220,7 +222,7 @@ class GenerativeRecommender(SequentialRecommender):
         For a preference model the loss of its supervised stage: an interaction holds no rejected items.
         """
         pairs = to_pairs(interaction.cpu(), self)
-        batch = self.encoder.collate(self._encoded(pairs)).to(self.backbone.device)
+        batch = self.encoder.collate(self.encoded(pairs)).to(self.backbone.device)
         legal = None
         if self.objective.needs.rewards:
             probabilities = self.reward_model.probabilities(interaction, pairs.candidates)
@@ -228,7 +230,7 @@ class GenerativeRecommender(SequentialRecommender):
             legal = legal.to(batch.input_ids.device)
         return self.loss_terms(batch, legal=legal).total / len(batch.targets)
 
-    def _encoded(self, pairs: Pairs) -> list[EncodedRow]:
+    def encoded(self, pairs: Pairs) -> list[EncodedRow]:
         """One row for each pair, in which its number is the target's."""
         every = np.arange(len(pairs))
         histories, nothing = pairs.histories(every), [None] * len(pairs)
@@ -274,12 +276,13 @@ class GenerativeRecommender(SequentialRecommender):
     def predict(self, interaction: Interaction) -> Tensor:
         """RecBole's verb: the score that decoding gives each row's item after its history, ``[B]``.
 
-        Where the task is to choose among candidates, it is -inf for an item that is none of the row's.
+        Where the task is to choose among candidates, it is -inf for an item that is none of the row's; with BIGRec's
+        grounding it is the negative distance, as in :meth:`full_sort_predict`.
         """
-        if self.settings.task == "candidates":
+        if self.settings.task == "candidates" or self.title_ranker is not None:
             chosen = interaction[self.POS_ITEM_ID].to(self.backbone.device)
             return self.full_sort_predict(interaction).gather(1, chosen[:, None])[:, 0]
-        rows = self._encoded(to_pairs(interaction.cpu(), self))
+        rows = self.encoded(to_pairs(interaction.cpu(), self))
         batch = self.encoder.collate(rows).to(self.backbone.device)
         states = self.backbone.layer_states(batch.input_ids, batch.select)
         logits = states.head(states.final).float()

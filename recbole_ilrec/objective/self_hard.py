@@ -65,7 +65,7 @@ def hard_negatives(
     """The set V_N of self-hard negatives of each position (Eq. 4-5), without gradient.
 
     Probabilities are compared as logarithms, where the softmax's normaliser cancels: v is a negative when
-    P(v) >= P(y) + log(alpha). ``alpha = 0`` takes every token, ``alpha = inf`` none.
+    P(v) >= P(y) + log(alpha). ``alpha = 0`` takes every token (on logits: those of at least 0), ``alpha = inf`` none.
 
     Choice: p-hat is called a probability but is "in the ensemble logits". We compare probabilities, because a factor
     alpha is meaningless on logits of either sign; ``threshold_on: logit`` compares raw logits.

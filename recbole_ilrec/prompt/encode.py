@@ -107,14 +107,16 @@ class PromptEncoder:
         return len(self._before[0]) + items * (max(map(len, self._item)) + len(self._separator))
 
     def row(self, example: Example) -> EncodedRow:
-        """Token ids of a training row; supervised are the tokens of the last ``len(example.targets)`` items."""
+        """Token ids of a training row; supervised are the tokens of the last ``len(example.targets)`` items.
+
+        What is in front of an answer is the prompt of decoding, whose length says nothing of the answer's.
+        """
         split = len(example.items) - len(example.targets)
         answers = example.items[split:]
         if len(answers) > 1:
             return self._continued_row(example, split)
         answer = self._answer[answers[0]]
-        room = self.max_length - len(answer)
-        prompt = self._prompt(example.items[:split], example.variant, room, example.candidates)
+        prompt = self.prompt(example.items[:split], example.variant, example.candidates)
         return EncodedRow(
             ids=np.concatenate([prompt, answer]),
             position=len(prompt) - 1 + np.arange(len(answer)),
@@ -139,10 +141,11 @@ class PromptEncoder:
             at += len(tokens) + len(self._separator)
         return EncodedRow(*map(np.concatenate, (parts, position, target, node, number)))
 
-    def _prompt(self, history: Array, variant: int, room: int, candidates: Array | None) -> Array:
+    def prompt(self, history: Array, variant: int = 0, candidates: Array | None = None) -> Array:
+        """Token ids of a prompt, which leaves room for any answer; ``candidates`` for templates that name them."""
         before, after = self._before[variant], self._rest(variant, candidates)
         items = [self._item[item] for item in history]
-        room -= len(before) + len(after)
+        room = self.max_length - self.catalog.depth - len(before) - len(after)
         if candidates is not None and room < 0:
             raise UserError(
                 f"prompt.max_length={self.max_length} is too small: a prompt with {len(candidates)} candidates and no "
@@ -162,10 +165,6 @@ class PromptEncoder:
         offered = [part for item in candidates for part in (self._item[item], self._separator)]
         return np.concatenate([self._between[variant], *offered[:-1], self._after[variant]])
 
-    def prompt(self, history: Array, variant: int = 0, candidates: Array | None = None) -> Array:
-        """Token ids of a prompt that leaves room for any answer; ``candidates`` for templates that name them."""
-        return self._prompt(history, variant, self.max_length - self.catalog.depth, candidates)
-
     def pieces(self, variant: int = 0) -> dict[str, list[int]]:
         """Token ids that stand ``before`` and ``after`` the history, and as ``separator`` between its items.
 
@@ -178,12 +177,13 @@ class PromptEncoder:
         """Token ids of an item in a history."""
         return self._item[item]
 
-    def left_out(self, history: Array, length: Array) -> Array:
+    def left_out(self, history: Array, length: Array, candidates: Array | None = None) -> Array:
         """How many of the oldest items of each history do not fit into :meth:`prompt`.
 
         Args:
             history: ``[R, L]`` item ids, left-aligned, zeros behind.
             length: ``[R]`` items of each history.
+            candidates: ``[R, C]`` item ids, 0 where there are fewer; for prompts that name them.
 
         Returns:
             ``[R]`` int64.
@@ -191,7 +191,10 @@ class PromptEncoder:
         sizes = np.array([len(tokens) + len(self._separator) for tokens in self._item])
         inside = np.arange(history.shape[1]) < length[:, None]
         newest = np.where(inside, sizes[history], 0)[:, ::-1].cumsum(1)[:, ::-1]  # tokens from an item to the last one
-        used = len(self._before[0]) + len(self._after[0])
+        used = np.full((len(history), 1), len(self._before[0]) + len(self._after[0]))
+        if self.template.offers and candidates is not None:
+            offered = np.where(candidates > 0, sizes[candidates], 0).sum(1, keepdims=True)
+            used += len(self._between[0]) + offered - len(self._separator)
         return (inside & (used + newest > self.max_length - self.catalog.depth)).sum(1)
 
     def answer(self, item: int) -> Array:

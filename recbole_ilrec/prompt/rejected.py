@@ -17,7 +17,7 @@ def draw_rejected(
 ) -> Array:
     """Distinct items for each pair, none of its history, none that shares the target's identifier.
 
-    The result for a pair depends on ``seed``, ``draw`` and its number only.
+    The result follows from the pairs, ``seed`` and ``draw``.
 
     Args:
         pairs: the training pairs.

@@ -23,6 +23,7 @@ from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles
 from recbole_ilrec.models.item_index import index_file
 from recbole_ilrec.preparation.known import known_dataset
 from recbole_ilrec.preparation.pipeline import tie_rule
+from recbole_ilrec.prompt.encode import PromptEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -175,15 +176,20 @@ def item_findings(config: Config, data: Data, model: Any) -> list[Finding]:
         file = index_file(config)
         source = file.name if file is not None else "learned"
     test = rows_of(data.test._dataset)
-    parts = {name: rows_of(getattr(data, name)._dataset) for name in ("train", "test")}
+    parts = {name: getattr(data, name)._dataset for name in ("train", "test")}
     return [
         title_finding(titles, needed=titles_needed),
         identifier_finding(catalog.leaf_of_item.numpy(), test.target, source),
         lost_token_finding(_lost_tokens(config, data, model)),
-        prompt_finding(
-            {name: encoder.left_out(rows.history, rows.length) for name, rows in parts.items()}, encoder.max_length
-        ),
+        prompt_finding({name: _left_out(encoder, part) for name, part in parts.items()}, encoder.max_length),
     ]
+
+
+def _left_out(encoder: PromptEncoder, part: SequenceDataset) -> np.ndarray:
+    """``[R]`` items that do not fit into the prompt of each row."""
+    rows = rows_of(part)
+    offered = part.inter_feat[CANDIDATES].numpy() if CANDIDATES in part.inter_feat else None
+    return encoder.left_out(rows.history, rows.length, offered)
 
 
 def _lost_tokens(config: Config, data: Data, model: Any) -> np.ndarray:

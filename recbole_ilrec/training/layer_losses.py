@@ -10,7 +10,6 @@ from recbole.utils import dict2str, set_color
 
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.objective.sft import cross_entropy
-from recbole_ilrec.prompt.encode import Example
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.schema import TokenBatch
 from recbole_ilrec.training.loop import StepTrainer
@@ -60,10 +59,6 @@ def note_layer_losses(loop: StepTrainer, model: GenerativeRecommender, pairs: Pa
 
 
 def _batches(model: GenerativeRecommender, pairs: Pairs) -> Iterator[TokenBatch]:
-    encoder = model.encoder
-    histories = pairs.histories(np.arange(len(pairs)))
     for low in range(0, len(pairs), _BATCH):
-        some = range(low, min(low + _BATCH, len(pairs)))
-        items = [np.append(histories[row], pairs.target[row]) for row in some]
-        rows = [encoder.row(Example(row, np.array([number]))) for row, number in zip(items, some, strict=True)]
-        yield encoder.collate(rows).to(model.backbone.device)
+        some = pairs.take(np.arange(low, min(low + _BATCH, len(pairs))))
+        yield model.encoder.collate(model.encoded(some)).to(model.backbone.device)
