@@ -237,7 +237,7 @@ class Backbone(nn.Module):
         Raises:
             UserError: a prompt with an answer is longer than the attention's window.
         """
-        self._check_window(position_ids)
+        self._check_window(position_ids.amax() + 1)
         width = segment.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
         seen = causal & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
@@ -250,18 +250,12 @@ class Backbone(nn.Module):
         return hidden.flatten(0, 1)[select]
 
     def _check_window(self, length: int | Tensor) -> None:
-        """The masks of trees hold no window, so nothing may lie outside of it.
-
-        Args:
-            length: tokens, or positions, which are looked at only where there is a window.
-        """
+        """The masks of trees hold no window, so nothing may lie outside; ``length`` is read where there is one."""
         window = getattr(self.model.config, "sliding_window", None)
-        if window and isinstance(length, Tensor):
-            length = int(length.max()) + 1
         if window and length > window:
             raise UserError(
-                f"a prompt with its answer has {length} tokens, and this backbone's attention sees {window}: lower "
-                f"--prompt.max_length to {window}, or MAX_ITEM_LIST_LENGTH."
+                f"a prompt with its answer has {int(length)} tokens, and this backbone's attention sees {window}: "
+                f"lower --prompt.max_length to {window}, or MAX_ITEM_LIST_LENGTH."
             )
 
     def _bias(self, seen: Tensor) -> Tensor:
