@@ -62,9 +62,10 @@ def _rewards(quick: bool) -> Measured:
 
 
 def _search(quick: bool) -> Measured:
-    for users, length in ((16, 60), (16, 33)) + (() if quick else ((64, 33),)):
-        what = {"users": users, "prompt tokens": length, "items": 5000, "beams": 20}
-        yield what, search.beams(users, length, 5000, 20, 3)
+    small, large = [("tiny", 16, 60), ("tiny", 16, 33)], [("tiny", 64, 33), ("135M", 2, 60), ("135M", 2, 120)]
+    for model, users, length in small + ([] if quick else large):
+        what = {"model": model, "users": users, "prompt tokens": length, "items": 5000, "beams": 20}
+        yield what, search.beams(users, length, 5000, 20, 3, model)
 
 
 def _prepare(quick: bool) -> Measured:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import once, paired, peak_bytes
+from benchmarks.steps import CASES
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.decoding.beam import beam_search
 from recbole_ilrec.identifiers.catalog import Catalog
@@ -12,6 +13,8 @@ from recbole_ilrec.reward.token_reward import token_rewards
 from recbole_ilrec.settings import BackboneSettings
 
 LEVELS, CODES = 4, 256
+SMOLLM2 = 49_152
+"""Its vocabulary, by which its size is found among the steps'."""
 
 
 def identifiers(items: int) -> np.ndarray:
@@ -48,12 +51,19 @@ def rewards(items: int) -> dict[str, float]:
 
 
 class World:
-    """A small random model, a catalogue of ``items`` and prompts of ``users``, of ``length`` tokens each."""
+    """A random model, a catalogue of ``items`` and prompts of ``users``, of ``length`` tokens each.
 
-    def __init__(self, users: int, length: int, items: int):
+    ``model`` is ``tiny``, or ``135M`` for one of SmolLM2's size, whose blocks are the library's own.
+    """
+
+    def __init__(self, users: int, length: int, items: int, model: str = "tiny"):
         names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(32)]
-        self.backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
-        first = self.backbone.tokenizer.convert_tokens_to_ids(names[0])
+        if model == "tiny":
+            self.backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
+            first = self.backbone.tokenizer.convert_tokens_to_ids(names[0])
+        else:
+            self.backbone = CASES[SMOLLM2].backbone().eval()
+            first = SMOLLM2 - len(names)
         chance = np.random.default_rng(0)
         codes = np.unique(chance.integers(32, size=(items, LEVELS)), axis=0) + 32 * np.arange(LEVELS) + first
         self.catalog = Catalog([tuple(row) for row in codes.tolist()], None)
@@ -94,12 +104,12 @@ class World:
         return {"search": 1e3 * spent / len(self.prompts)}
 
 
-def beams(users: int, length: int, items: int, width: int, rounds: int) -> dict[str, float]:
+def beams(users: int, length: int, items: int, width: int, rounds: int, model: str = "tiny") -> dict[str, float]:
     """Our search beside the library's, on the same weights; both must find the same identifiers.
 
     ``length`` tokens a prompt: Instrument has 33 in the mean.
     """
-    world = World(users, length, items)
+    world = World(users, length, items, model)
     spent = paired({"ours": lambda: world.ours(width), "theirs": lambda: world.theirs(width)}, rounds)
     # The library renormalises after its mask, so probabilities, not the order among near ties, may differ.
     pairs = zip(world.ours(width).tolist(), world.theirs(width).tolist(), strict=True)
