@@ -196,7 +196,8 @@ def export(arguments: Arguments) -> int:
 
     require_recbole()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from recbole_ilrec.runs.export import export_run
+    with quick_imports():
+        from recbole_ilrec.runs.export import export_run
 
     sys.stdout.write(f"{export_run(Path(arguments.words[0]), Path(out), merge=merge)}\n")
     return 0
