@@ -62,10 +62,12 @@ examples
 
 PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR] [--out=dataset]
 
-  NAME                       the dataset's name, e.g. Instrument, Art, Game
-  --source=lcrec|amazon18|sdpo
-                             what the raw files are: LC-Rec's JSON files, Amazon Reviews 2018, or S-DPO's JSON files
-                             of choices among candidates (--task=candidates)
+  NAME                       the dataset's name: your own, or e.g. Instrument, Art, Game
+  --source=clicks|lcrec|amazon18|sdpo
+                             what the raw files are: your own NAME.csv (or .tsv, .jsonl) with the columns user_id,
+                             item_id and timestamp, beside it NAME.items.csv with item_id and title; LC-Rec's JSON
+                             files; Amazon Reviews 2018; or S-DPO's JSON files of choices among candidates
+                             (--task=candidates)
   --path=DIR                 the folder with the raw files; without it they are downloaded, where that is allowed
   --out=DIR                  the folder of datasets; the result is DIR/NAME
 """
@@ -170,9 +172,11 @@ def prepare(arguments: Arguments) -> int:
             raise UserError(f"Unknown option '--{key}' of prepare. {did_you_mean(key, known)}Available: {options}.")
     if len(arguments.words) != 1:
         raise UserError("prepare takes one dataset name: recbole-ilrec prepare NAME --source=lcrec --path=DIR.")
+    from recbole_ilrec.preparation.source import SOURCES
+
     source = arguments.take("source")
     if source is None:
-        raise UserError("--source is missing: give --source=lcrec, --source=amazon18 or --source=sdpo.")
+        raise UserError(f"--source is missing: give --source={' or --source='.join(SOURCES)}.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from recbole_ilrec.preparation.pipeline import prepare as prepare_dataset
 
@@ -192,7 +196,8 @@ def export(arguments: Arguments) -> int:
 
     require_recbole()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from recbole_ilrec.runs.export import export_run
+    with quick_imports():
+        from recbole_ilrec.runs.export import export_run
 
     sys.stdout.write(f"{export_run(Path(arguments.words[0]), Path(out), merge=merge)}\n")
     return 0

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         logger.info(data.statistics)
         _place(config)
         result = _train_and_evaluate(config, data, saved)
+    if result["best_valid_result"] is not None:  # one that was read back from a checkpoint is a plain dictionary
+        result["best_valid_result"] = OrderedDict(result["best_valid_result"])
     made = {key: result.pop(key, None) for key in ("folder", "parameters", "lists", "findings")}
     result["record"] = None
     if saved and processes.is_first():

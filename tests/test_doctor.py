@@ -66,8 +66,11 @@ def test_copies_and_repeats_are_told_apart():
     order = order_of((0, 1, 5), (0, 1, 5), (0, 1, 8), (0, 2, 9), (1, 1, 5))
     assert (order.same_rows, order.repeats) == (1, 1)
     findings = by_name(order_findings(order, None))
-    assert findings["data", "copied rows"].level is Level.ATTENTION
+    copied = findings["data", "copied rows"]
+    assert copied.level is Level.ATTENTION and "at other times (1)" in copied.text
     assert findings["data", "repeats"].level is Level.NOTE
+    alone = by_name(order_findings(order_of((0, 1, 5), (0, 1, 5), (0, 2, 9)), None))["data", "copied rows"]
+    assert alone.text.endswith("remove them from the file, or set --rm_dup_inter=first")
 
 
 def test_places_in_a_sequence_are_no_times():

@@ -107,6 +107,8 @@ def test_a_model_trained_from_scratch_is_exported_whole(tmp_path, monkeypatch):
     run = trained(tmp_path)
     assert main(["export", str(run), f"--out={tmp_path / 'out'}"]) == 0
     out = tmp_path / "out"
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in out.iterdir()} == {(tmp_path / "new").stat().st_mode}  # for a server too
     card = (out / "README.md").read_text()
     result = json.loads((run / "result.json").read_text())
     assert f"ndcg@10 {result['test']['ndcg@10']:.4f}" in card and "base_model" not in card

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -45,17 +46,20 @@ def test_imports_leave_collector_and_switch_as_they_were(monkeypatch, given):
     monkeypatch.delenv(SWITCH, raising=False)
     if given is not None:
         monkeypatch.setenv(SWITCH, given)
-    frozen = gc.get_freeze_count()
+    frozen, quantisation = gc.get_freeze_count(), logging.getLogger("bitsandbytes")
+    quantisation.setLevel(logging.INFO)
     for collecting in (True, False):
         (gc.enable if collecting else gc.disable)()
         try:
             with pytest.raises(ImportError), quick_imports():
                 assert not gc.isenabled() and os.environ[SWITCH] == "1"
+                assert not quantisation.isEnabledFor(logging.WARNING)
                 raise ImportError
             assert gc.isenabled() == collecting
         finally:
             gc.enable()
-        assert os.environ.get(SWITCH) == given
+        assert os.environ.get(SWITCH) == given and quantisation.level == logging.INFO
+    quantisation.setLevel(logging.NOTSET)
     assert gc.get_freeze_count() == frozen  # nothing was imported
 
 

@@ -277,6 +277,20 @@ def test_runs_tables_and_what_is_unfinished_come_onto_the_page_without_a_new_run
     assert "1 run on ring" in (ring / "one.html").read_text() and "Overall" not in (ring / "one.html").read_text()
 
 
+def test_a_figure_and_the_table_of_its_numbers_are_one_place_on_the_page(ring, monkeypatch, capsys):
+    (ring / "own.yaml").write_text(
+        "title: Steps\ndatasets: [ring]\nmetrics: [hit@5]\nsettings: {device: cpu}\n"
+        'blocks: [{rows: {A: {model: Pop}}}]\nfigure: {kind: bars, x: ""}\n'
+    )
+    monkeypatch.setattr(experiments, "_process", lambda arguments, *_: cli.main([*arguments, "--state=WARNING"]))
+    for verb in ("table", "figure"):
+        assert cli.main([verb, "own.yaml", "--jobs=1"]) == 0
+    assert cli.main(["report"]) == 0
+    text = (ring / "report.html").read_text()
+    assert text.count("<h3>own</h3>") == 1 and "as error bars" not in text and 'id="asked-0"' in text
+    assert text.count('id="asked-1"') == 0 and "Steps. Test part; one seed" in Parsed(text).text
+
+
 def test_trials_of_a_search_are_named_and_not_shown(ring, capsys):
     trial = ("run", "--model=Pop", "--dataset=ring", "--device=cpu", "--state=WARNING", "--eval_test=false")
     assert cli.main(trial) == 0 and cli.main(["report"]) == 2

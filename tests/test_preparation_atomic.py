@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from recbole_ilrec.errors import UserError
@@ -98,7 +99,13 @@ def test_interactions_carry_ranks_in_place_of_times(tmp_path):
     )
 
 
-@pytest.mark.parametrize("token", ["", "NA", "nan", "two words", "tab\t", 'quote"', "\ud83d"])
+def test_an_id_of_several_words_is_read_back_by_recboles_reader(tmp_path):
+    write_interactions(tmp_path / "x.inter", [("user 1", ["Früchte Nº 5", "b"])])
+    columns = pd.read_csv(tmp_path / "x.inter", delimiter="\t", dtype={"user_id:token": str, "item_id:token": str})
+    assert columns["user_id:token"].tolist() == ["user 1"] * 2 and columns["item_id:token"][0] == "Früchte Nº 5"
+
+
+@pytest.mark.parametrize("token", ["", "NA", "nan", " blank", "tab\t", "line\u2028", 'quote"', "\ud83d"])
 def test_ids_that_recbole_would_change_are_refused_and_no_file_stays(tmp_path, token):
     with pytest.raises(UserError, match="cannot be a RecBole token"):
         write_interactions(tmp_path / "x.inter", [("u", ["a", token])])

@@ -154,7 +154,7 @@ def test_without_a_path_the_raw_files_of_a_known_dataset_are_downloaded(tmp_path
 
 def test_the_ways_to_get_a_dataset_name_the_commands():
     assert "prepare Game --source amazon18 --path DIR" in how_to_get("Game")
-    assert "prepare mine --source lcrec|amazon18|sdpo --path DIR" in how_to_get("mine")
+    assert "prepare mine --source clicks|lcrec|amazon18|sdpo --path DIR" in how_to_get("mine")
     assert known_dataset("mine") is None
 
 

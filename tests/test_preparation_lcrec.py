@@ -165,7 +165,7 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path):
         ({"inter": {"0": [None]}, "index": INDEX}, "user '0': item None is no number or text"),
         ({"inter": {"0": [True]}, "index": INDEX}, "user '0': item True is no number or text"),
         ({"inter": '{"0": [1], "0": [2]}', "index": INDEX}, "key '0' stands there twice"),
-        ({"inter": {"0": ["a b"]}, "index": {"a b": ["<a>"]}}, "The item id 'a b' cannot be a RecBole token"),
+        ({"inter": {"0": ["a\tb"]}, "index": {"a\tb": ["<a>"]}}, "The item id 'a\\tb' cannot be a RecBole token"),
         ({"inter": {"0": [8, 9, 10, 11, 1]}, "index": INDEX}, "no tokens for 4 items (8, 9, 10, ...)"),
         ({"inter": INTER, "index": {**INDEX, "3": ["<a_1>"]}}, "item '0' has 2 tokens and item '3' has 1"),
         ({"inter": INTER, "index": {**INDEX, "3": "<a_1>"}}, "item '3': '<a_1>' is not a list of tokens"),

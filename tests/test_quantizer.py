@@ -242,7 +242,7 @@ def test_tfidf_rows_have_unit_length_and_follow_the_words(dimension, caplog):
     lengths = vectors.norm(dim=1)
     torch.testing.assert_close(lengths, torch.tensor([1.0, 1, 1, 1, 0, 1]))
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] - 1e-6
-    assert "1 items have no text" in caplog.text and "rows 4" in caplog.text
+    assert "1 items have no text" in caplog.text
     assert torch.equal(vectors, tfidf_vectors(TITLES, dimension, seed=0))
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shlex
+import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("recbole")
 
-from recbole_ilrec import run_recbole_ilrec
+from recbole_ilrec import __version__, run_recbole_ilrec
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import from_anywhere, request_of, run_key
 from recbole_ilrec.configuration.presets import properties_folder
@@ -17,6 +20,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
 from recbole_ilrec.report.costs import REWARD, ledger, note, note_earlier, seconds_before, spent_on, total
+from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs import certificate
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.schema import Ranking
@@ -37,10 +41,14 @@ def record_of(result):
 
 @pytest.mark.parametrize(("model", "settings"), [("ILRec", SHORT), ("SASRec", {**CLASSICAL, "state": "WARNING"})])
 def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, settings):
-    record = record_of(run_recbole_ilrec(model, "ring", config_dict=settings))
+    result = run_recbole_ilrec(model, "ring", config_dict=settings)
+    assert type(result["best_valid_result"]) is type(result["test_result"]) is OrderedDict
+    record = record_of(result)
     folder, about = ring / record["folder"], record["evaluation"]
+    (ring / "new").touch()
     for split in ("valid", "test"):
         user, places, kept = read_ranks(ranks_file(folder, split))
+        assert ranks_file(folder, split).stat().st_mode == (ring / "new").stat().st_mode  # others may compare runs
         assert kept["split"] == split and kept["data"] == about["data"]
         assert about[split]["rows_evaluated"] == about[split]["rows_in_split"] == len(user) == len(user.unique()) == 60
         for policy, values in about[split]["policies"].items():
@@ -51,6 +59,13 @@ def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, setting
     assert about["valid"]["policies"]["expected"] == record["result"]["best_valid_result"]
     assert record["stages"]["supervised"]["epochs"] == 2 and record["parameters"] > 0
     assert about["run"] == run_key(Config(model, "ring", config_dict=settings))
+
+
+def test_the_command_of_a_record_can_be_given_to_a_shell_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/recbole-ilrec", "run", "--reward.config={epochs: 2}", "--title=a'b"])
+    about = machine()
+    assert shlex.split(about["command"]) == ["recbole-ilrec", *sys.argv[1:]]
+    assert about["versions"]["recbole_ilrec"] == __version__
 
 
 def test_ranks_are_kept_as_agreed_and_read_back(tmp_path):

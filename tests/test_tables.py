@@ -211,7 +211,8 @@ def test_a_table_is_finished_from_where_it_stopped_and_a_failure_is_a_cell(ring,
     assert cli.main(TABLE) == 1 and (ring / "tables/main-quick.md").read_text() == finished
     assert all("--model=Caser" in call for call in calls[again:])
     assert "| Caser | failed | failed | failed | failed |" in finished and "QUICK SETTINGS" in finished
-    assert "Failed: Caser, ring, seed 1: no room on this machine" in finished and "seeds 1, 2" in finished
+    assert "Failed: Caser, ring, seed 1 and 1 more of the runs: no room on this machine" in finished
+    assert "seeds 1, 2" in finished
     assert re.search(r"\| SASRec \| 0\.\d{4} ± 0\.\d{4} \|", finished)
     capsys.readouterr()
     assert cli.main([*TABLE, "--dry_run"]) == 0
@@ -336,9 +337,46 @@ def test_bad_input_is_one_line(ring, capsys, argv, message):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_bad_setting_is_a_failed_cell_with_its_line(ring, capsys):
-    assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--alhpa=1"]) == 1
-    assert "Unknown setting 'alhpa'" in capsys.readouterr().out
+def test_a_bad_setting_is_a_failed_cell_with_its_line(ring, monkeypatch, capsys):
+    (ring / "mine.yaml").write_text(OWN.replace("{model: SASRec, learning_rate: 1e-2}", "{model: SASRec, alhpa: 1}"))
+    monkeypatch.setattr(experiments, "_process", in_process([]))
+    assert cli.main(["table", "mine.yaml", "--jobs=1"]) == 1
+    assert "Failed: large, ring, seed 1: Unknown setting 'alhpa'" in capsys.readouterr().out
+
+
+def test_a_reason_that_many_runs_share_is_said_once_and_a_plan_without_hope_makes_nothing(ring, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "_process", lambda *_: pytest.fail("made a run"))
+    asked = ["table", "ablation", "--dataset=none", "--seeds=5"]
+    assert cli.main([*asked, "--dry_run"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[1] == "60 runs, all of them will fail; to do: nothing"
+    assert said[0].startswith("60 runs, the first of them --model=ILRec --dataset=none")
+    assert cli.main(asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: table ablation: none of its 60 runs can be made: Unknown dataset 'none'")
+    assert cli.main(["table", "main", "--dataset=none,nil", "--models=Pop"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "none of its 2 runs can be made: 1 of them: Unknown dataset 'none'" in line and "1 of them: Unknown" in line
+    assert cli.main(["table", "main", "--dataset=ring,none", "--models=Pop,SASRec", "--dry_run"]) == 1
+    said = capsys.readouterr().out
+    assert "2 runs, the first of them --model=Pop --dataset=none" in said and said.endswith(
+        "4 runs, 2 of them will fail; to do: 2 of unknown length\n"
+    )
+    assert not (ring / "tables").exists() and not (ring / "saved").exists()
+
+
+def test_data_that_cannot_be_downloaded_are_asked_for_once_before_any_run(ring, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "_process", lambda *_: pytest.fail("made a run"))
+    asked = []
+
+    def unreachable(name, *_):
+        asked.append(name)
+        raise UserError(f"{name} cannot be downloaded: no network.")
+
+    monkeypatch.setattr("recbole_ilrec.preparation.pipeline.prepare", unreachable)
+    assert cli.main(["table", "main", "--dataset=Art", "--models=Pop,SASRec", "--seeds=2"]) == 2
+    assert "none of its 4 runs can be made: Art cannot be downloaded" in capsys.readouterr().err.splitlines()[-1]
+    assert asked == ["Art"]
 
 
 def test_the_datasets_are_counted_as_the_paper_counts_them(ring, capsys):

@@ -112,7 +112,12 @@ def _tie_finding(order: TimeOrder, tie_rule: str | None) -> Finding:
 def _copy_finding(order: TimeOrder) -> Finding:
     if not order.same_rows:
         return Finding("data", "copied rows", Level.OK, "no row stands twice")
-    text = f"{of(order.same_rows, order.rows)} rows are copies (same user, item and time): set --rm_dup_inter=first"
+    text = f"{of(order.same_rows, order.rows)} rows are copies (same user, item and time): "
+    if order.repeats:
+        also = f"also drops the later repeats of an item at other times ({order.repeats:,})"
+        text += f"remove them from the file; --rm_dup_inter=first {also}"
+    else:
+        text += "remove them from the file, or set --rm_dup_inter=first"
     return Finding("data", "copied rows", Level.ATTENTION, text, {"rows": order.same_rows})
 
 

@@ -198,9 +198,10 @@ class SequenceDataset(SequentialDataset):
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         texts = read_items(path, item_field=self.iid_field) if path.is_file() else {}
         tokens = self.field2id_token[self.iid_field][1:].tolist()
-        missing = sum(token not in texts for token in tokens)
+        missing = [token for token in tokens if not any(texts.get(token, {}).values())]
         if missing:
-            logger.warning("%d of %d items have no text in %s.", missing, len(tokens), path)
+            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            logger.warning("%d of %d items have no text in %s: %s.", len(missing), len(tokens), path, some)
         return [{}, *(texts.get(token, {}) for token in tokens)]
 
     def statistics(self) -> str:

@@ -102,7 +102,10 @@ def _column(path: Path, field: str, column: list[str], kind: str, required: Mapp
         bad &= (values != "").to_numpy()  # an empty rating is a missing value, as in RecBole
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        raise UserError(f"{path}:{_line(path, row)}: {field}='{column[row]}' is not a number. Mend or remove the row.")
+        raise UserError(
+            f"{path}:{_line(path, row)}: {field}='{column[row]}' is not a number. Mend or remove the row; "
+            "dates are read by 'recbole-ilrec prepare NAME --source=clicks'."
+        )
     return numbers
 
 

@@ -109,8 +109,7 @@ def encoder_vectors(texts: Sequence[str], folder: str, batch_size: int = 64, pro
 
 def _report_empty(rows: Sequence[int] | np.ndarray) -> None:
     if len(rows):
-        shown = ", ".join(str(row) for row in rows[:5])
-        logger.warning("%d items have no text to embed (rows %s): their vectors are zero", len(rows), shown)
+        logger.warning("%d items have no text to embed: their vectors are zero", len(rows))
 
 
 def _load_encoder(folder: str) -> tuple[Any, Any]:

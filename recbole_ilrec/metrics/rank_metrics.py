@@ -20,6 +20,7 @@ from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.metrics.collector import Collector
+from recbole_ilrec.preparation.files import share
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def keep_ranks(config: Config, folder: Path, split: str, user: Tensor, places: T
     about = {"model": config["model"], "dataset": config["dataset"], "split": split, "collisions": collisions}
     path = ranks_file(folder, split)
     try:
-        write_ranks(path, user, places, {**about, "data": data_key(config)})
+        share(write_ranks(path, user, places, {**about, "data": data_key(config)}))
     except OSError as error:
         logger.warning("The places of the true items could not be written to %s: %s", path, error)
 

@@ -25,7 +25,7 @@ _MISSING = frozenset(
 )
 _SEPARATORS = re.compile(r"[\t\r\n]+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
-_NO_TOKEN = re.compile(r"[\s\"\ud800-\udfff]")
+_NO_TOKEN = re.compile(r"^ | $|[^\S ]|[\"\ud800-\udfff]")
 
 
 def write_interactions(path: Path, sequences: Iterable[tuple[str, Sequence[str]]]) -> dict[str, int]:
@@ -42,7 +42,8 @@ def write_interactions(path: Path, sequences: Iterable[tuple[str, Sequence[str]]
         Counts: ``users``, ``items`` (distinct), ``interactions``.
 
     Raises:
-        UserError: a token that RecBole's reader would change (blank, with a quote, or read as missing).
+        UserError: a token that RecBole's reader would change (empty, with a tab, line break or quote, or read as
+            missing).
     """
     users = interactions = 0
     items: set[str] = set()
@@ -64,8 +65,8 @@ def check_token(kind: str, token: str) -> None:
     """Refuse an id that does not survive RecBole's reader unchanged (UserError)."""
     if not token or token in _MISSING or _NO_TOKEN.search(token):
         raise UserError(
-            f"The {kind} id {token!r} cannot be a RecBole token: it is empty, contains white space or a quote, or "
-            f"reads as a missing value. Rename it in the source."
+            f"The {kind} id {token!r} cannot be a RecBole token: it is empty, holds a quote or white space "
+            f"other than blanks inside, or reads as a missing value. Rename it in the source."
         )
 
 

@@ -38,6 +38,13 @@ def write_atomically(path: Path) -> Iterator[IO[str]]:
     sync_folder(path.parent)
 
 
+def share(path: Path) -> None:
+    """Give a file that its writer made for one user alone, as safetensors does, the permissions of any new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def require_writable(folder: Path, what: str) -> None:
     """Write a byte in ``folder``, or in the nearest folder above it that exists; nothing stays and nothing is made.
 

@@ -46,7 +46,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, object]:
         record = None
     if not isinstance(record, dict):
         raise UserError(
-            f"{path}, line {number}: not a JSON object. The file must hold one object a line, as published; "
-            f"delete it and download it again."
+            f"{path}, line {number}: not a JSON object. The file must hold one object a line: mend the line, "
+            f"or delete a published file and download it again."
         )
     return record

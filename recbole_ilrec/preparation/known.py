@@ -61,7 +61,8 @@ def how_to_get(name: str) -> str:
     """One line of commands that make the dataset, for error messages; generic for a name that is not the paper's."""
     known = KNOWN.get(name)
     if known is None:
-        return f"Run: recbole-ilrec prepare {name} --source lcrec|amazon18|sdpo --path DIR, with the raw files in DIR."
+        ways = "clicks|lcrec|amazon18|sdpo"
+        return f"Run: recbole-ilrec prepare {name} --source {ways} --path DIR, with the raw files in DIR."
     ratings, metadata = known.urls()
     return (
         f"Download {ratings} and {metadata} into a folder DIR and run: recbole-ilrec prepare {name} --source amazon18 "

@@ -76,7 +76,7 @@ def prepare(name: str, source: str, path: str | Path | None = None, out: str | P
 
     Args:
         name: dataset name, as in ``--dataset``.
-        source: a key of :data:`SOURCES`: ``lcrec``, ``amazon18`` or ``sdpo``.
+        source: a key of :data:`SOURCES`: ``clicks``, ``lcrec``, ``amazon18`` or ``sdpo``.
         path: folder with the raw files; ``None`` downloads those of one of the paper's datasets (``amazon18``) to
             ``OUT/.amazon18``.
         out: folder of datasets.

@@ -47,6 +47,7 @@ class Source:
 SOURCES: Registry[Source] = Registry(
     "source",
     {
+        "clicks": "recbole_ilrec.preparation.clicks:CLICKS",
         "lcrec": "recbole_ilrec.preparation.lcrec:LCREC",
         "amazon18": "recbole_ilrec.preparation.amazon18:AMAZON18",
         "sdpo": "recbole_ilrec.preparation.sdpo:SDPO",

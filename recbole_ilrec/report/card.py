@@ -34,6 +34,7 @@ folder = Path(".")  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 {load}
 beams = GenerationConfig.from_pretrained(folder)
+beams.return_dict_in_generate = beams.output_scores = True
 prompt = json.loads((folder / "prompt.json").read_text())
 items = {{item["id"]: item for item in json.loads((folder / "items.json").read_text())}}
 
@@ -63,8 +64,6 @@ def recommend(history):
             attention_mask=torch.ones_like(start),
             generation_config=beams,
             prefix_allowed_tokens_fn=allowed,
-            return_dict_in_generate=True,
-            output_scores=True,
         )
     best = []
     for sequence, score in zip(found.sequences[:, len(ids) :].tolist(), found.sequences_scores.tolist()):

@@ -149,7 +149,7 @@ def _figure(picture: Picture, name: str) -> Markup:
 
 def _runs(content: Content) -> list[Markup]:
     table = table_element(list_of_runs(content.runs), links=_links(content), sortable=True)
-    newest = sorted(content.runs, key=lambda run: run.record.get("finished", ""), reverse=True)
+    newest = sorted(content.runs, key=lambda run: (run.record.get("finished", ""), run.number), reverse=True)
     return [table, *map(_run, newest)]
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("recbole_ilrec", "recbole", "torch", "transformers", "numpy", "pandas")
+from recbole_ilrec import __version__
+
+PACKAGES = ("recbole", "torch", "transformers", "numpy", "pandas")
 
 
 class Stopwatch:
@@ -37,13 +40,13 @@ class Stopwatch:
 def machine() -> dict[str, Any]:
     """Software versions, processor and memory of this process."""
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {"recbole_ilrec": __version__, **{name: _version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "commit": _commit(),
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": f"{_program()} {shlex.join(sys.argv[1:])}".rstrip(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -193,7 +193,7 @@ def list_of_runs(runs: Sequence[Run]) -> Table:
     """Every run on a line of its own, newest first."""
     metrics = in_order(metric for run in runs for metric in run.record["result"]["test_result"])
     lines = []
-    for run in sorted(runs, key=lambda run: run.record.get("finished", ""), reverse=True):
+    for run in sorted(runs, key=lambda run: (run.record.get("finished", ""), run.number), reverse=True):
         record = run.record
         test = [_mean(metric, [record]) for metric in metrics]
         certificate = run.certificate

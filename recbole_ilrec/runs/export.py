@@ -15,7 +15,7 @@ from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.title import TITLE_FIELDS
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.preparation.files import install, staging_folder
+from recbole_ilrec.preparation.files import install, share, staging_folder
 from recbole_ilrec.report.card import model_card, program
 from recbole_ilrec.runs.stages import RESULT
 from recbole_ilrec.runtime.checkpoint import STATE, load_state
@@ -82,6 +82,8 @@ def export_run(run: Path, out: Path, *, merge: bool = False) -> Path:
         save_file({name: array.contiguous() for name, array in arrays.items()}, folder / "trie.safetensors")
         _write(folder / "golden.json", _golden(data, model))
         (folder / "README.md").write_text(_card(config, model, state, best) + TRIE_NOTE, encoding="utf-8")
+        for path in filter(Path.is_file, folder.iterdir()):
+            share(path)
         install(folder, out)
     return out
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.preparation.files import write_atomically
+from recbole_ilrec.preparation.files import share, write_atomically
 
 FORMAT = 1
 STATE = "state.json"
@@ -51,6 +51,7 @@ def save_state(folder: str | os.PathLike[str], content: Mapping[str, Any], *, ki
         except SafetensorError as error:  # its way to report a full or read-only disk
             raise OSError(f"cannot write {temporary}: {error}") from None
         digest = _sync_and_hash(temporary)
+        share(temporary)
         file = folder / f"tensors-{digest[:16]}.safetensors"
         os.replace(temporary, file)
     finally:

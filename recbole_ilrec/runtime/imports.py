@@ -4,6 +4,7 @@ Most of the time before a run's first step goes into it.
 """
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -21,19 +22,24 @@ def quick_imports(compiler: bool = False) -> Iterator[None]:
       millions of objects that live to the end, and it would go through all of them again and again.
     * Torch's compiler stays away. Where bitsandbytes is installed, transformers' trainer imports peft and that
       bitsandbytes, which hands four functions for quantised weights to ``torch.compile``; only for this it is loaded.
+    * What bitsandbytes warns of while it loads, that a kernel for quantised weights is missing, is not said.
 
     Args:
-        compiler: let ``torch.compile`` do its work, for a run with quantised weights.
+        compiler: let ``torch.compile`` do its work and bitsandbytes speak, for a run with quantised weights.
     """
     gc.collect()  # what is garbage now must not be set aside
     modules, collecting, switch = len(sys.modules), gc.isenabled(), os.environ.get(_NO_COMPILER)
+    quantisation = logging.getLogger("bitsandbytes")
+    level = quantisation.level
     gc.disable()
     if not compiler:
         os.environ[_NO_COMPILER] = "1"
+        quantisation.setLevel(logging.ERROR)
     try:
         yield
     finally:
         if not compiler:
+            quantisation.setLevel(level)
             del os.environ[_NO_COMPILER]
             os.environ.update({} if switch is None else {_NO_COMPILER: switch})
         if len(sys.modules) > modules:

@@ -99,7 +99,6 @@ class Experiments:
         self.quick = quick
         self.launch = launch or _process
         self._configs: dict[PlannedRun, Config] = {}
-        self._refused: dict[str, str] = {}
         self._one_at_a_time = Lock()  # settings are found in sources, and Python 3.11 fails to parse in two threads
 
     def config(self, run: PlannedRun) -> Config:
@@ -122,12 +121,7 @@ class Experiments:
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Key -> record of every run below ``checkpoint_dir``, planned or not; the newest of a key."""
-        found = {}
-        for record in self._records():
-            key = record.get("evaluation", {}).get("run")
-            if key:
-                found[key] = record
-        return found
+        return {key: record for record in self._records() if (key := record.get("evaluation", {}).get("run"))}
 
     def _records(self) -> Iterator[dict[str, Any]]:
         for path in record_files(self.root):
@@ -138,7 +132,7 @@ class Experiments:
         try:
             return Outcome(record=finished.get(run_key(self.config(run))))
         except MissingDataset:
-            return Outcome()  # it will be downloaded and prepared by the run
+            return Outcome()  # :meth:`prepare` downloads it before the runs are made
         except UserError as error:
             return Outcome(error=str(error))
 
@@ -153,6 +147,30 @@ class Experiments:
         if not like:
             return Estimate()
         return Estimate(statistics.median(map(seconds, like)), max(r["peak_memory_mb"] for r in like))
+
+    def prepare(self, runs: Iterable[PlannedRun]) -> dict[PlannedRun, Outcome]:
+        """Download and prepare the datasets of the paper that are not there yet, each once.
+
+        Returns:
+            The runs that cannot be made for want of their data, with why.
+        """
+        from recbole_ilrec.quick_start import configure
+
+        refused: dict[tuple[str, Path], str] = {}
+        without = {}
+        for run in runs:
+            try:
+                self.config(run)
+            except MissingDataset as missing:
+                place = missing.name, missing.root
+                try:
+                    if place not in refused:
+                        self._configs[run] = configure(run.model, run.dataset, None, self._settings(run))
+                except UserError as error:
+                    refused[place] = str(error)
+                if place in refused:
+                    without[run] = Outcome(error=refused[place])
+        return without
 
     def make(self, runs: Iterable[PlannedRun], jobs: int, done: Callable[[PlannedRun, Outcome], None]) -> None:
         """Make runs, ``jobs`` at a time, and hand each outcome over as it comes.
@@ -194,8 +212,6 @@ class Experiments:
     def _make_one(self, run: PlannedRun, threads: int | None) -> tuple[PlannedRun, Outcome]:
         try:
             folder = self.folder(run)
-        except MissingDataset:
-            return run, self._prepared_and_made(run, threads)
         except UserError as error:
             return run, Outcome(error=str(error))
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,18 +227,6 @@ class Experiments:
         if status or record is None:
             return run, Outcome(error=_last_words(log) or f"exit status {status}")
         return run, Outcome(record)
-
-    def _prepared_and_made(self, run: PlannedRun, threads: int | None) -> Outcome:
-        from recbole_ilrec.quick_start import configure
-
-        with self._one_at_a_time:
-            if run.dataset not in self._refused:
-                try:
-                    self._configs[run] = configure(run.model, run.dataset, None, self._settings(run))
-                except UserError as error:
-                    self._refused[run.dataset] = str(error)
-        refusal = self._refused.get(run.dataset)
-        return Outcome(error=refusal) if refusal else self._make_one(run, threads)[1]
 
     def _arguments(self, run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
         settings = {**self._settings(run), "checkpoint_dir": str(folder), "show_progress": False}

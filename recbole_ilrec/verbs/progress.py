@@ -1,8 +1,10 @@
 """What is said of the runs of a plan before they are made and as they come."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
 
 logger = logging.getLogger(__name__)
@@ -21,23 +23,58 @@ class Progress:
         logger.info("[%d/%d] %s: %s", self.made, self.count, run, outcome.error or f"done{took}")
 
 
-def dry_run(outcomes: dict[Any, Outcome], experiments: Experiments) -> str:
-    """A line a run: whether it is there, or what like ones took; and what is to do in all."""
-    lines, known, unknown = [], 0.0, 0
+def failures(outcomes: Mapping[Any, Outcome]) -> dict[str, list[Any]]:
+    """Why runs fail -> which, in the order of the runs; the same line for many runs is to be read once."""
+    found: dict[str, list[Any]] = {}
     for run, outcome in outcomes.items():
+        if outcome.error:
+            found.setdefault(outcome.error, []).append(run)
+    return found
+
+
+def refuse_hopeless(what: str, outcomes: Mapping[Any, Outcome]) -> None:
+    """Stop where no run of a plan can be made, before a page of failed cells is.
+
+    Args:
+        what: the plan, as it was asked for.
+        outcomes: what is known of its runs before any is made.
+
+    Raises:
+        UserError: every run fails: why, each reason once.
+    """
+    found = failures(outcomes)
+    if not outcomes or sum(map(len, found.values())) < len(outcomes):
+        return
+    reasons = [error if len(found) == 1 else f"{len(runs)} of them: {error}" for error, runs in found.items()]
+    raise UserError(f"{what}: none of its {len(outcomes)} runs can be made: {' '.join(reasons)}")
+
+
+def dry_run(outcomes: Mapping[Any, Outcome], experiments: Experiments) -> str:
+    """A line a run: whether it is there, or what like ones took; why others will fail; and what is to do in all."""
+    lines, known, unknown = [], [], 0
+    for run, outcome in outcomes.items():
+        if outcome.error:
+            continue
         if outcome.record is not None:
             state = "finished"
-        elif outcome.error:
-            state = f"will fail: {outcome.error}"
         else:
             estimate = experiments.estimate(run)
             state = "time and memory unknown: no like run has a record"
             if estimate.seconds is None:
                 unknown += 1
             else:
-                known += estimate.seconds
+                known.append(estimate.seconds)
                 state = f"about {estimate.seconds / 60:.1f} min, {(estimate.memory_mb or 0) / 1000:.1f} GB"
         lines.append(f"{run}: {state}")
-    to_do = [f"about {known / 60:.1f} min"] if known or not unknown else []
+    for error, runs in failures(outcomes).items():
+        lines.append(f"{_some(runs)} will fail: {error}")
+    failing = sum(bool(outcome.error) for outcome in outcomes.values())
+    which = "all" if failing == len(outcomes) else failing
+    count = f"{len(outcomes)} runs" + (f", {which} of them will fail" if failing else "")
+    to_do = [f"about {sum(known) / 60:.1f} min"] if known else []
     to_do += [f"{unknown} of unknown length"] if unknown else []
-    return "\n".join([*lines, f"{len(outcomes)} runs; to do: {' and '.join(to_do)}", ""])
+    return "\n".join([*lines, f"{count}; to do: {' and '.join(to_do) or 'nothing'}", ""])
+
+
+def _some(runs: Sequence[Any]) -> str:
+    return str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs, the first of them {runs[0]},"

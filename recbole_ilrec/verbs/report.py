@@ -165,7 +165,9 @@ def _asked(root: Path) -> "tuple[list[tuple[Table, Picture | None]], list[str]]"
             shown.append(asked_before(call, root))
         except UserError as error:
             gone.append(f"Not shown, {call['verb']} {' '.join(call['words'])}: {error}")
-    return shown, gone
+    drawn = [table for table, picture in shown if picture is not None]
+    # A figure stands with its numbers: the same ones, asked for as a table too, need not be read twice.
+    return [(table, picture) for table, picture in shown if picture is not None or table not in drawn], gone
 
 
 def _unfinished(root: Path, records: Sequence[dict[str, Any]]) -> list[str]:

@@ -106,7 +106,7 @@ class _Command:
             require_writable(self.asked.archive.parent, f"archive={self.asked.archive}")
         from recbole_ilrec.verbs.experiments import ASKED, PLANNED, default_jobs
         from recbole_ilrec.verbs.printed import paper_table, printed_counts
-        from recbole_ilrec.verbs.progress import Progress, dry_run
+        from recbole_ilrec.verbs.progress import Progress, dry_run, refuse_hopeless
         from recbole_ilrec.verbs.tables import Grid, refuse_uncomputed
 
         whole = self.asked.whole
@@ -125,7 +125,10 @@ class _Command:
             refuse_uncomputed(self.plan, list(outcomes), experiments)
         if self.asked.dry_run:
             sys.stdout.write(dry_run(outcomes, experiments))
-            return 0
+            return int(any(outcome.error for outcome in outcomes.values()))
+        outcomes |= experiments.prepare(missing)
+        refuse_hopeless(f"{self.asked.verb} {self.plan.name}", outcomes)
+        missing = [run for run in missing if not outcomes[run].error]
         append_record(experiments.root / PLANNED / ASKED, self.asked.call)
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
         jobs = self.asked.jobs or default_jobs()

@@ -22,6 +22,7 @@ from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviatio
 from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
 from recbole_ilrec.verbs.archive import places_in_test
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
+from recbole_ilrec.verbs.progress import failures
 
 Outcomes = Mapping[PlannedRun, Outcome]
 _COSTS = {
@@ -94,8 +95,8 @@ def _config(run: PlannedRun, experiments: Experiments) -> Config | None:
 def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Table:
     """The table of a plan; a cell whose runs failed says so, and the error stands below."""
     plan, columns = grid.plan, grid.plan.columns()
-    notes: list[str] = []
-    blocks = [(block, [_line(grid, row, columns, outcomes, notes) for row in block.rows]) for block in plan.blocks]
+    blocks = [(block, [_line(grid, row, columns, outcomes) for row in block.rows]) for block in plan.blocks]
+    notes = _failed(grid, columns, outcomes)
     tested = _tested(grid, blocks, outcomes, notes)
     marks = [(block.label, tuple(lines) if block.plain else marked(lines)) for block, lines in tested]
     records = [outcome.record for outcome in outcomes.values() if outcome.record]
@@ -120,16 +121,28 @@ def metric_name(metric: str) -> str:
     return _COSTS[metric][0] if metric in _COSTS else metric_label(metric)
 
 
-def _line(grid: Grid, row: Row, columns: Sequence[Column], outcomes: Outcomes, notes: list[str]) -> Line:
+def _failed(grid: Grid, columns: Sequence[Column], outcomes: Outcomes) -> list[str]:
+    """Why runs failed, a line that is the same for many of them once; a run of two lines of the plan counts once."""
+    names: dict[PlannedRun, str] = {}
+    for _, row in grid.plan.rows():
+        for column in columns:
+            for run in grid.runs(row, column):
+                names.setdefault(run, f"{row.label}, {', '.join(column.labels)}, seed {run.settings['seed']}")
+    notes = []
+    for error, runs in failures({run: outcomes[run] for run in names}).items():
+        more = f" and {len(runs) - 1} more of the runs" if len(runs) > 1 else ""
+        notes.append(f"Failed: {names[runs[0]]}{more}: {error}")
+    return notes
+
+
+def _line(grid: Grid, row: Row, columns: Sequence[Column], outcomes: Outcomes) -> Line:
     cells: list[Cell] = []
     for column in columns:
         runs = grid.runs(row, column)
-        failed = [(run, outcomes[run].error) for run in runs if outcomes[run].error]
-        for run, error in failed:
-            notes.append(f"Failed: {row.label}, {', '.join(column.labels)}, seed {run.settings['seed']}: {error}")
+        failed = any(outcomes[run].error for run in runs)
         records = [record for run in runs if (record := outcomes[run].record)]
         for metric in grid.plan.metrics:
-            cells.append(_cell(metric, records, failed=bool(failed), wanted=len(runs)))
+            cells.append(_cell(metric, records, failed=failed, wanted=len(runs)))
     return Line(row.label, tuple(cells))
 
 
