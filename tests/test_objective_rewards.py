@@ -7,7 +7,7 @@ import torch
 
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import distribution
-from recbole_ilrec.objective.ragged import RowLists, pair_mask, row_softmax, select_rows
+from recbole_ilrec.objective.ragged import RowLists, pair_mask, row_softmax
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.schema import LegalTokens
 from tests import reference
@@ -79,7 +79,7 @@ def test_labels_are_those_of_the_rewards_and_their_gradient_is_known():
 
 def test_rows_of_a_list_are_selected_and_renumbered():
     legal = LegalTokens(torch.tensor([0, 0, 2, 2]), torch.tensor([1, 3, 0, 3]), torch.tensor([0.7, 0.3, 0.2, 0.8]))
-    for part in (select_rows(legal, torch.tensor([1, 2]), 3), RowLists(legal, 3).rows(1, 3)):
+    for part in (RowLists(legal, 3).rows(1, 3), RowLists(legal, 3, torch.tensor([1, 2, 0])).rows(0, 2)):
         assert (part.row.tolist(), part.token.tolist()) == ([1, 1], [0, 3])
         close(part.reward, torch.tensor([0.2, 0.8]))
     assert pair_mask(legal, torch.ones(3, 4)).nonzero().tolist() == [[0, 1], [0, 3], [2, 0], [2, 3]]

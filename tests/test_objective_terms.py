@@ -15,7 +15,7 @@ from recbole_ilrec.objective.cpd import divergence, layer_distillation, sampled
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import distribution
-from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
+from recbole_ilrec.objective.self_hard import ensemble_logits, ensemble_of_logits, hard_negatives, penalty_weights
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.schema import LegalTokens, TokenBatch
 from tests import reference
@@ -260,6 +260,8 @@ def test_ensemble_through_one_head_product_equals_the_ensemble_of_all_heads(how)
     states = [torch.randn(4, 8, generator=source, dtype=torch.float64) for _ in range(3)]
     head = torch.randn(19, 8, generator=source, dtype=torch.float64)
     got = ensemble_logits(states, lambda x: x @ head.T, ensemble=how)
+    known = torch.stack([s @ head.T for s in states], 1)
+    torch.testing.assert_close(ensemble_of_logits(known, ensemble=how), got)
     for n in range(4):
         torch.testing.assert_close(got[n], reference.ensemble([head @ s[n] for s in states], how))
 

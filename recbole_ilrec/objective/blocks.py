@@ -36,8 +36,7 @@ class Tables:
         final: ``[n, V]`` of the last layer.
         ensemble: ``[n, V]`` of the candidate layers' ensemble, or ``None`` where none is asked for; its derivatives are
             read only where they are wanted.
-        students: ``[m, K, V]`` of the candidate layers at the distilled rows.
-        distilled: ``[m]`` int64, which of the n rows these are.
+        students: ``[m, K, V]`` of the candidate layers at the first m rows, the distilled ones.
     """
 
     low: int
@@ -45,7 +44,6 @@ class Tables:
     final: Tensor
     ensemble: Tensor | None
     students: Tensor
-    distilled: Tensor
 
 
 BlockLoss = Callable[[Tables], dict[str, Tensor]]
@@ -57,16 +55,18 @@ class HeadLoss:
     """A block loss over all rows.
 
     Attributes:
-        states: states at the N supervised tokens.
-        distilled: ``[M]`` int64 ascending, rows at which the loss wants the candidates' own logits.
-        ensemble: the ensemble logits of candidate states, if the loss wants them.
+        states: states at the N supervised tokens, the distilled ones first.
+        distilled: M, the rows at which the loss wants the candidates' own logits.
+        ensemble: the ensemble logits ``[n, V]`` of candidate states, if the loss wants them.
+        ensemble_of_logits: the same of the candidates' logits ``[n, K, V]``, which saves a product.
         ensemble_learns: take the gradient by the ensemble's logits further.
         spare_head: take the gradient by the students' logits to the states only.
     """
 
     states: LayerStates
-    distilled: Tensor
+    distilled: int
     ensemble: Callable[[Sequence[Tensor]], Tensor] | None = None
+    ensemble_of_logits: Callable[[Tensor], Tensor] | None = None
     ensemble_learns: bool = False
     spare_head: bool = False
     _inputs: list[Tensor] = field(init=False)
@@ -77,6 +77,7 @@ class HeadLoss:
         with torch.enable_grad():
             probe = states.head(states.final[:1].detach())
         self._vocab_size = probe.shape[1]
+        self._joins = self.ensemble_of_logits is not None and not self.ensemble_learns
         self._inputs = [states.final, *states.candidates, *leaves_of(probe)]
         self._learns = torch.is_grad_enabled() and any(x.requires_grad for x in self._inputs)
         rowwise = self._inputs[: 1 + len(states.candidates)]
@@ -90,58 +91,67 @@ class HeadLoss:
         most = max(1, BLOCK.get(self.states.final.device.type, ACCELERATOR_BLOCK) // self._vocab_size)
         size = -(-rows // max(1, -(-rows // most))) or 1  # as many blocks as that takes, of like size
         blocks = list(range(0, max(rows, 1), size))
-        ends = torch.tensor([*blocks[1:], rows], device=self.distilled.device)
-        upto = [0, *torch.searchsorted(self.distilled, ends).tolist()]
         together = -(-CHUNK_ROWS // size)
         found: list[dict[str, Tensor]] = []
         for first in range(0, len(blocks), together):
             bounds = [*blocks[first : first + together + 1], rows][: together + 1]
-            found += self._chunk(loss, bounds, upto[first : first + together + 1])
+            found += self._chunk(loss, bounds)
         return {name: torch.cat([values[name] for values in found]) for name in found[0]}
 
-    def _chunk(self, loss: BlockLoss, bounds: list[int], upto: list[int]) -> Iterator[dict[str, Tensor]]:
-        """The loss of the blocks between ``bounds``; of the distilled rows, those between ``upto`` lie in them."""
+    def _chunk(self, loss: BlockLoss, bounds: list[int]) -> Iterator[dict[str, Tensor]]:
+        """The loss of the blocks between ``bounds``."""
         low, high = bounds[0], bounds[-1]
-        chosen = self.distilled[upto[0] : upto[-1]]
+        count = min(max(self.distilled - low, 0), high - low)
         leaf, *candidates = (self._leaf(x[low:high], x) for x in self._inputs[: 1 + len(self.states.candidates)])
-        picked = self._picked(chosen)
+        picked = self._picked(low, count)
         with torch.set_grad_enabled(self._learns):
             outputs = self._logits(leaf, picked)
-            with torch.set_grad_enabled(self._learns and self.ensemble_learns):
-                ensemble = self.ensemble(candidates) if self.ensemble else None
         tables = [x.detach() for x in outputs]
         final, students = self._parts(tables, high - low, picked)
-        of_ensemble = None if ensemble is None else ensemble.detach()
-        if of_ensemble is not None and ensemble is not None and ensemble.requires_grad:
-            of_ensemble = of_ensemble.clone()  # what it was computed from may have kept it for its own derivative
-        for (start, end), (left, right) in zip(_pairs(bounds), _pairs(upto), strict=True):
-            own, mine = slice(start - low, end - low), slice(left - upto[0], right - upto[0])
-            yield loss(
-                Tables(
-                    low=start,
-                    high=end,
-                    final=final[own],
-                    ensemble=None if of_ensemble is None else of_ensemble[own],
-                    students=students[mine],
-                    distilled=chosen[mine] - start,
-                )
-            )
+        ensemble, of_ensemble = self._ensemble(candidates, count)
+        missing = 0 if of_ensemble is None else high - low - len(of_ensemble)  # rows at the start
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            own = slice(start - low, end - low)
+            rest = slice(max(own.start - missing, 0), max(own.stop - missing, 0))
+            given = None if of_ensemble is None else self._joined(students[own], of_ensemble[rest])
+            yield loss(Tables(low=start, high=end, final=final[own], ensemble=given, students=students[own]))
         if self._learns:
             joined = [(outputs[0], tables[0]), (ensemble, of_ensemble)]
             leaves = [leaf, *candidates, picked]
-            self._collect(joined, leaves, low, chosen, self._inputs[1 + len(candidates) :])
-            self._collect([(outputs[1], tables[1])] if self.spare_head else [], leaves, low, chosen, [])
+            self._collect(joined, leaves, low, self._inputs[1 + len(candidates) :])
+            self._collect([(outputs[1], tables[1])] if self.spare_head else [], leaves, low, [])
+
+    def _ensemble(self, candidates: list[Tensor], known: int) -> tuple[Tensor | None, Tensor | None]:
+        """The ensemble's logits, with gradient and as a table to work in, of the rows that need a product of their own.
+
+        Of the ``known`` first rows the candidates' logits are there.
+        """
+        if self.ensemble is None:
+            return None, None
+        if self._learns and self.ensemble_learns:
+            with torch.enable_grad():
+                ensemble = self.ensemble(candidates)
+            # What it was computed from may have kept it for its own derivative.
+            return ensemble, ensemble.detach().clone() if ensemble.requires_grad else ensemble
+        return None, self.ensemble([x[known if self._joins else 0 :] for x in candidates])
+
+    def _joined(self, students: Tensor, product: Tensor) -> Tensor:
+        """The ensemble's logits of a block: of the first rows from the students' logits, of the others as computed."""
+        if self.ensemble_of_logits is None or not self._joins or not len(students):
+            return product
+        known = self.ensemble_of_logits(students)
+        return torch.cat([known, product]) if len(product) else known
 
     def _leaf(self, x: Tensor, source: Tensor) -> Tensor:
         return x.detach().requires_grad_(self._learns and source.requires_grad)
 
-    def _picked(self, chosen: Tensor) -> Tensor:
-        """``[m, K, H]``, the candidates' states at some rows."""
+    def _picked(self, low: int, count: int) -> Tensor:
+        """``[m, K, H]``, the candidates' states at ``count`` rows."""
         candidates = self.states.candidates
         if not candidates:
             final = self.states.final
             return final.new_zeros(0, 1, final.shape[1])
-        picked = torch.stack([x.detach().index_select(0, chosen) for x in candidates], 1)
+        picked = torch.stack([x.detach()[low : low + count] for x in candidates], 1)
         return picked.requires_grad_(self._learns and any(x.requires_grad for x in candidates))
 
     def _logits(self, final: Tensor, picked: Tensor) -> list[Tensor]:
@@ -155,9 +165,7 @@ class HeadLoss:
         students = tables[1] if self.spare_head else tables[0][rows:]
         return tables[0][:rows], students.view(*picked.shape[:2], students.shape[1])
 
-    def _collect(
-        self, products: list[Any], leaves: list[Tensor], low: int, chosen: Tensor, weights: list[Tensor]
-    ) -> None:
+    def _collect(self, products: list[Any], leaves: list[Tensor], low: int, weights: list[Tensor]) -> None:
         """Carry gradients by logits on to the states of this chunk, and to ``weights``."""
         products = [(output, table) for output, table in products if output is not None and output.requires_grad]
         wanted = [(i, x) for i, x in enumerate([*leaves, *weights]) if x.requires_grad]
@@ -176,7 +184,7 @@ class HeadLoss:
             if i == states:
                 for kept, own in zip(self._gradients[1:states], gradient.unbind(1), strict=True):
                     if kept is not None:
-                        kept.index_put_((chosen,), own, accumulate=True)
+                        kept[low : low + len(own)].add_(own)
                 continue
             at = i if i < states else i - 1  # the picked states have no place of their own
             kept = self._gradients[at]
@@ -220,7 +228,3 @@ def leaves_of(output: Tensor) -> list[Tensor]:
             found.append(node.variable)
         waiting += [parent for parent, _ in node.next_functions]
     return found
-
-
-def _pairs(bounds: list[int]) -> list[tuple[int, int]]:
-    return list(zip(bounds[:-1], bounds[1:], strict=True))

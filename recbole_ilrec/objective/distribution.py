@@ -27,9 +27,9 @@ class Distribution(NamedTuple):
     p: Tensor
     mass: Tensor
 
-    def rows(self, chosen: Tensor) -> "Distribution":
-        """Some of the rows."""
-        return Distribution(*(x.index_select(0, chosen) for x in self))
+    def first(self, count: int) -> "Distribution":
+        """That of the first rows."""
+        return Distribution(*(x[:count] for x in self))
 
     def cross_entropy(self, targets: Tensor) -> Tensor:
         """-log p of ``targets [N]``, nats."""

@@ -16,8 +16,8 @@ from recbole_ilrec.objective.cpd import layer_distillation, sampled
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import Distribution, distribution
-from recbole_ilrec.objective.ragged import RowLists, pair_mask, select_rows
-from recbole_ilrec.objective.self_hard import ensemble_logits, hard_negatives, penalty_weights
+from recbole_ilrec.objective.ragged import RowLists, in_order, pair_mask
+from recbole_ilrec.objective.self_hard import ensemble_logits, ensemble_of_logits, hard_negatives, penalty_weights
 from recbole_ilrec.objective.sft import at_least_float32
 from recbole_ilrec.schema import LayerStates, LegalTokens, LossTerms, TokenBatch
 from recbole_ilrec.settings import ILRecSettings
@@ -37,7 +37,7 @@ class _Rows(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """All rows of a step."""
+    """All rows of a step, those of Eq. 8 first."""
 
     targets: Tensor
     active: Tensor | None
@@ -138,16 +138,22 @@ class ILRec:
             raise ValueError("these settings of ILRec need the legal tokens of each position")
         candidates = states.candidates[len(states.candidates) - self.needs.layers :]
         active = self._active(batch, epoch)
-        distilled, scale = self._distilled(batch, active, generator)
+        order, distilled, scale = self._distilled(batch, active, generator)
         settings = self.settings
         whole = HeadLoss(
-            LayerStates(states.final, candidates, states.head),
+            LayerStates(in_order(states.final, order), tuple(in_order(x, order) for x in candidates), states.head),
             distilled,
             partial(ensemble_logits, head=states.head, ensemble=settings.ensemble) if self._ensembles else None,
+            partial(ensemble_of_logits, ensemble=settings.ensemble),
             ensemble_learns=not settings.detach_weights,
             spare_head=settings.cpd_detach_head,
         )
-        step = _Step(batch.targets, active, None if legal is None else RowLists(legal, batch.count), scale)
+        step = _Step(
+            in_order(batch.targets, order),
+            None if active is None else in_order(active, order),
+            None if legal is None else RowLists(legal, batch.count, order),
+            scale,
+        )
         sums = self._sums(step, whole.values(partial(self._block, step)))
         weights = {"cpo": 1.0, "cpd": self.cpd_weight, "crr": self.crr_weight}  # Eq. 9, 12
         return LossTerms(
@@ -169,19 +175,21 @@ class ILRec:
 
     def _distilled(
         self, batch: TokenBatch, active: Tensor | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, float]:
-        """Rows of Eq. 8, ascending, and the factor of their sum.
+    ) -> tuple[Tensor | None, int, float]:
+        """An order that begins with the rows of Eq. 8 (``None``: as they are), their number, the factor of their sum.
 
         ``cpd_share`` below 1 takes a random share of the tokens; the factor makes up for those left out, which is
         unbiased.
         """
         targets, share = batch.targets, self.settings.cpd_share
         if not self.cpd_weight:
-            return targets.new_zeros(0), 1.0
+            return None, 0, 1.0
         scale = 1 / self.needs.layers if self.settings.cpd_layer_reduction == "mean" else 1.0
-        taken = torch.ones_like(targets, dtype=torch.bool) if active is None else active
-        chosen = sampled(batch, share, generator)
-        return (taken if chosen is None else taken & chosen).nonzero().squeeze(1), scale / share
+        masks = [mask for mask in (active, sampled(batch, share, generator)) if mask is not None]
+        if not masks:
+            return None, len(targets), scale
+        chosen = torch.stack(masks).all(0)
+        return chosen.byte().argsort(descending=True, stable=True), int(chosen.sum()), scale / share
 
     def _sums(self, step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of all parts and monitors."""
@@ -201,11 +209,11 @@ class ILRec:
         values["ce"] = ce
         by_teacher: Tensor | None = None
         if self.cpd_weight and tables.students.numel():  # first: it needs most memory
-            by_teacher = self._distil(tables, rows, step.scale, values)
+            by_teacher = self._distil(tables, rows, step, values)
         negatives = self._negatives(tables, rows)
         by_final = self._penalised(tables, rows, negatives, values)
         if by_teacher is not None:
-            by_final.index_add_(0, tables.distilled, by_teacher, alpha=step.scale * self.cpd_weight)
+            by_final[: len(by_teacher)].add_(by_teacher, alpha=step.scale * self.cpd_weight)
         if self.crr_weight and rows.legal is not None:
             difference = self._regularised(rows, rows.legal, negatives, values)
             torch.add(by_final, difference, alpha=self.crr_weight, out=tables.final)
@@ -286,7 +294,7 @@ class ILRec:
         values["crr"] = value
         return difference
 
-    def _distil(self, tables: Tables, rows: _Rows, scale: float, values: dict[str, Tensor]) -> Tensor | None:
+    def _distil(self, tables: Tables, rows: _Rows, step: _Step, values: dict[str, Tensor]) -> Tensor | None:
         """Eq. 8: adds to ``values``; leaves the students' derivatives in their table.
 
         Returns:
@@ -294,17 +302,17 @@ class ILRec:
 
         Choice: the last layer only teaches, no gradient flows into it; ``detach_teacher: false`` lets it.
         """
-        settings, chosen, count = self.settings, tables.distilled, len(rows.targets)
-        narrow = rows.legal if settings.cpd_support == "legal" else None
+        settings, count = self.settings, len(tables.students)
+        narrow = step.legal if settings.cpd_support == "legal" else None
         values["cpd"], by_students, by_teacher = layer_distillation(
             tables.students,
-            rows.final if len(chosen) == count else rows.final.rows(chosen),
+            rows.final.first(count),
             direction=settings.cpd_direction,
-            token_ids=self._item_ids(chosen.device) if settings.cpd_support == "item_tokens" else None,
-            legal=None if narrow is None else select_rows(narrow, chosen, count),
+            token_ids=self._item_ids(rows.targets.device) if settings.cpd_support == "item_tokens" else None,
+            legal=None if narrow is None else narrow.rows(tables.low, tables.low + count),
             by_teacher=not settings.detach_teacher,
         )
-        torch.mul(by_students, scale * self.cpd_weight, out=tables.students)
+        torch.mul(by_students, step.scale * self.cpd_weight, out=tables.students)
         return by_teacher
 
     def _item_ids(self, device: torch.device) -> Tensor | None:

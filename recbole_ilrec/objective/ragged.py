@@ -42,20 +42,33 @@ def flat_index(legal: LegalTokens, table: Tensor) -> Tensor:
     return torch.add(legal.token, legal.row, alpha=table.shape[1])
 
 
+def in_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """``rows`` rearranged: row ``order[0]`` first; ``None`` leaves them as they are."""
+    return rows if order is None else rows.index_select(0, order)
+
+
 class RowLists:
     """The lists of N rows, ready to be cut.
 
     Args:
         legal: entries of the N rows.
         rows: N.
+        order: ``[N]`` int64, the row that comes first, second, ...; ``None`` leaves them as they are.
 
     Attributes:
         empty: ``[N]`` bool, rows without an entry.
     """
 
-    def __init__(self, legal: LegalTokens, rows: int):
-        self._legal = legal
+    def __init__(self, legal: LegalTokens, rows: int, order: Tensor | None = None):
         first = torch.searchsorted(legal.row, torch.arange(rows + 1, device=legal.row.device))
+        if order is not None:
+            old, size = first[order], first.diff()[order]
+            first = torch.nn.functional.pad(size.cumsum(0), (1, 0))
+            row = torch.repeat_interleave(torch.arange(rows, device=order.device), size)
+            at = (old - first[:-1]).index_select(0, row).add_(torch.arange(len(row), device=order.device))
+            reward = None if legal.reward is None else legal.reward.index_select(0, at)
+            legal = LegalTokens(row, legal.token.index_select(0, at), reward)
+        self._legal = legal
         self.empty = first.diff() == 0
         self._first: list[int] = first.tolist()
 
@@ -63,18 +76,3 @@ class RowLists:
         """The entries of the rows ``low : high``, renumbered from 0."""
         legal, own = self._legal, slice(self._first[low], self._first[high])
         return LegalTokens(legal.row[own] - low, legal.token[own], None if legal.reward is None else legal.reward[own])
-
-
-def select_rows(legal: LegalTokens, chosen: Tensor, rows: int) -> LegalTokens:
-    """The entries of some rows, renumbered in the order of ``chosen``.
-
-    Args:
-        legal: entries over ``rows`` rows.
-        chosen: ``[A]`` int64, distinct and ascending.
-        rows: N.
-    """
-    place = torch.full((rows,), -1, dtype=torch.long, device=chosen.device)
-    place[chosen] = torch.arange(len(chosen), device=chosen.device)
-    row = place[legal.row]
-    kept = row >= 0
-    return LegalTokens(row[kept], legal.token[kept], None if legal.reward is None else legal.reward[kept])

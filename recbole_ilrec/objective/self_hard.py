@@ -5,7 +5,7 @@ one are the negatives, and the more it likes them the heavier they weigh.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,15 +35,26 @@ def ensemble_logits(
         ``[N, V]`` in the dtype of the head's output (``mean`` and ``sum``) or at least float32.
     """
     layers = len(candidates)
-    if ensemble in ("mean", "sum"):
-        mean = at_least_float32(candidates[0]) / layers
-        for state in candidates[1:]:
-            mean = mean.add_(state, alpha=1 / layers)
-        logits = head(mean.to(candidates[0].dtype))  # Eq. 2-3
-        return logits if ensemble == "mean" else logits * layers
+    if ensemble not in ("mean", "sum"):
+        return _mixture(map(head, candidates), layers, ensemble)
+    mean = at_least_float32(candidates[0]) / layers
+    for state in candidates[1:]:
+        mean = mean.add_(state, alpha=1 / layers)
+    logits = head(mean.to(candidates[0].dtype))  # Eq. 2-3
+    return logits if ensemble == "mean" else logits * layers
+
+
+def ensemble_of_logits(logits: Tensor, *, ensemble: str = "mean") -> Tensor:
+    """:func:`ensemble_logits` where the candidates' own logits ``[N, K, V]`` are there: no head product."""
+    if ensemble not in ("mean", "sum"):
+        return _mixture(logits.unbind(1), logits.shape[1], ensemble)
+    return logits.mean(1) if ensemble == "mean" else logits.sum(1)  # Eq. 3
+
+
+def _mixture(logits: Iterable[Tensor], layers: int, ensemble: str) -> Tensor:
     joined: Tensor | None = None
-    for state in candidates:
-        log_probs = at_least_float32(head(state)).log_softmax(-1)
+    for own in logits:
+        log_probs = at_least_float32(own).log_softmax(-1)
         if joined is None:
             joined = log_probs
         else:
