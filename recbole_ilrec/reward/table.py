@@ -17,7 +17,9 @@ from recbole_ilrec.schema import LegalTokens
 Probabilities = Callable[[np.ndarray], Tensor]
 """Numbers of training targets ``[E]`` -> R of Eq. 10 over real items, ``[E, I]`` float64."""
 
-CHUNK_ENTRIES = 2**24
+CHUNK_ENTRIES = 2**21
+"""Probabilities computed together: 16 MB, which come from the heap again and again (``runtime/allocator.py``). Above
+32 MB each table is new pages from the system, which takes twice the time."""
 
 
 class RewardTable:
@@ -27,7 +29,7 @@ class RewardTable:
         catalog: identifiers of all items.
         targets: ``[R]`` item id of each training target.
         probabilities: R of a chunk of targets.
-        chunk: targets computed together; default: as many as fit into about 128 MB of probabilities.
+        chunk: targets computed together; default: as many as fit into 16 MB of probabilities.
         progress: wraps the chunks, e.g. in a progress bar.
     """
 
