@@ -63,13 +63,13 @@ class Case:
     def floor(self, kind: str, share: float, k: int) -> float:
         """What ILRec's step must cost beside the baseline's by its products alone (attention left out of both).
 
-        A product forward and backward is three of like size. Beside the baseline's, ILRec has the ensemble's, forward
-        only, and those of the k students at their share of the supervised tokens.
+        A product forward and backward is three of like size. Beside the baseline's, ILRec has those of the k students
+        at their share of the supervised tokens and at the others the ensemble's, forward only.
         """
         positions = self.rows * self.length
         blocks = positions * self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
         head = self.hidden * self.vocab * (positions if kind == "sequence" else self.rows * TOKENS)
-        return 1 + (1 + 3 * k * share) * head / (3 * (blocks + head))
+        return 1 + (1 - share + 3 * k * share) * head / (3 * (blocks + head))
 
 
 CASES = {

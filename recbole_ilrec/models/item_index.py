@@ -116,8 +116,9 @@ def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSe
     if settings.embedding == "cf":
         return item_vectors(config, dataset)
     if not any(texts):
+        name = config["dataset"]
         raise UserError(
-            f"dataset '{config['dataset']}' has no item texts and no index file: put {config['dataset']}.index.json "
+            f"dataset '{name}' has no item texts and no index file: put {name}.item with titles or {name}.index.json "
             "(LC-Rec format) beside the data, give --index_file=PATH, or learn from clicks with --index.embedding=cf."
         )
     if settings.embedding == "tfidf":
