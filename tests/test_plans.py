@@ -130,6 +130,13 @@ def test_what_a_plan_leaves_empty_is_left_out():
     assert plan.seeds == (2020,) and plan.columns()[0].settings == {} and plan.figure["x"] == ""
 
 
+def test_a_line_that_is_called_like_a_model_is_chosen_alone():
+    chosen = narrowed(plan_of("ablation"), models=["ilrec"])
+    assert [row.label for _, row in chosen.rows()] == ["ILRec"]
+    both = narrowed(plan_of("main"), models=["ILRec"])
+    assert [row.label for _, row in both.rows()] == ["BIGRec + ILRec", "LC-Rec + ILRec"]
+
+
 def test_a_paradigm_without_a_model_is_named():
     plan = read_plan("mine", {**WHOLE, "blocks": [{"rows": {"A": {"model": {"bigrec": "BIGRec", "lcrec": "LCRec"}}}}]})
     with pytest.raises(

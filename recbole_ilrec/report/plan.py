@@ -256,13 +256,14 @@ def narrowed(
         datasets: in place of the plan's.
         backbones: in place of the plan's.
         seeds: in place of the plan's.
-        models: labels of lines, or names of models, in any case.
+        models: labels of lines, in any case, or names of models for all lines of one; a label goes before a name.
         columns: labels of the plan's columns, in any case.
 
     Raises:
         UserError: no line or column of that name.
     """
     axis = {label: plan.axis[label] for label in _chosen("column", list(plan.axis), columns)}
+    labels = {row.label.lower() for _, row in plan.rows()}
     wanted = {name.lower() for name in models}
     known = {name: row.label for _, row in plan.rows() for name in _names(row)}
     for name in models:
@@ -270,7 +271,11 @@ def narrowed(
             raise unknown_name(f"model of table '{plan.name}':", name, known)
     blocks = []
     for block in plan.blocks:
-        rows = tuple(row for row in block.rows if not wanted or wanted.intersection(n.lower() for n in _names(row)))
+        rows = tuple(
+            row
+            for row in block.rows
+            if not wanted or row.label.lower() in wanted or (wanted - labels) & {n.lower() for n in _names(row)}
+        )
         if rows:
             ours = block.ours if block.ours in [row.label for row in rows] else ""
             blocks.append(replace(block, rows=rows, ours=ours))
