@@ -62,10 +62,12 @@ def _rewards(quick: bool) -> Measured:
 
 
 def _search(quick: bool) -> Measured:
-    small, large = [("tiny", 16, 60), ("tiny", 16, 33)], [("tiny", 64, 33), ("135M", 2, 60), ("135M", 2, 120)]
-    for model, users, length in small + ([] if quick else large):
+    small = [("tiny", 16, 60, 0), ("tiny", 16, 33, 0)]
+    large = [("tiny", 64, 33, 0), ("135M", 2, 60, 0), ("135M", 2, 120, 0), ("135M", 4, 90, 35)]
+    for model, users, length, shared in small + ([] if quick else large):
         what = {"model": model, "users": users, "prompt tokens": length, "items": 5000, "beams": 20}
-        yield what, search.beams(users, length, 5000, 20, 3, model)
+        what |= {"shared tokens": shared} if shared else {}
+        yield what, search.beams(users, length, 5000, 20, 3, model, shared)
 
 
 def _prepare(quick: bool) -> Measured:

@@ -51,12 +51,12 @@ def rewards(items: int) -> dict[str, float]:
 
 
 class World:
-    """A random model, a catalogue of ``items`` and prompts of ``users``, of ``length`` tokens each.
+    """A random model, a catalogue of ``items`` and prompts of ``users``: ``length`` tokens, the first ``shared`` alike.
 
     ``model`` is ``tiny``, or ``135M`` for one of SmolLM2's size, whose blocks are the library's own.
     """
 
-    def __init__(self, users: int, length: int, items: int, model: str = "tiny"):
+    def __init__(self, users: int, length: int, items: int, model: str = "tiny", shared: int = 0):
         names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(32)]
         if model == "tiny":
             self.backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
@@ -68,6 +68,7 @@ class World:
         codes = np.unique(chance.integers(32, size=(items, LEVELS)), axis=0) + 32 * np.arange(LEVELS) + first
         self.catalog = Catalog([tuple(row) for row in codes.tolist()], None)
         self.prompts = torch.from_numpy(chance.integers(first, first + len(names), (users, length)))
+        self.prompts[:, :shared] = self.prompts[0, :shared]
         self.mask = torch.ones_like(self.prompts, dtype=torch.bool)
         self._next: dict[tuple[int, ...], list[int]] = {}
         for row in codes.tolist():
@@ -104,12 +105,15 @@ class World:
         return {"search": 1e3 * spent / len(self.prompts)}
 
 
-def beams(users: int, length: int, items: int, width: int, rounds: int, model: str = "tiny") -> dict[str, float]:
+def beams(
+    users: int, length: int, items: int, width: int, rounds: int, model: str = "tiny", shared: int = 0
+) -> dict[str, float]:
     """Our search beside the library's, on the same weights; both must find the same identifiers.
 
-    ``length`` tokens a prompt: Instrument has 33 in the mean.
+    ``length`` tokens a prompt: Instrument has 33 in the mean. The first ``shared`` are the same for all users: a worded
+    template for pretrained models (``properties/prompt/lcrec.yaml``) begins with about 35.
     """
-    world = World(users, length, items, model)
+    world = World(users, length, items, model, shared)
     spent = paired({"ours": lambda: world.ours(width), "theirs": lambda: world.theirs(width)}, rounds)
     # The library renormalises after its mask, so probabilities, not the order among near ties, may differ.
     pairs = zip(world.ours(width).tolist(), world.theirs(width).tolist(), strict=True)

@@ -7,6 +7,7 @@ import torch
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.backbone.base import Backbone
 from recbole_ilrec.backbone.causal_lm import pooled_states
+from recbole_ilrec.backbone.shared_prefix import shared_tokens
 from recbole_ilrec.backbone.tiny import build_tokenizer
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
@@ -86,15 +87,17 @@ def test_norm_of_the_last_blocks_output_gives_the_models_logits(family):
     torch.testing.assert_close(backbone.head(backbone.norm(kept[0])), logits)
 
 
+@pytest.mark.parametrize("common", [0, 10])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cached_tree_steps_equal_passes_without_a_cache(family):
-    """Two beams of two users, two tokens deep, prompts of different length."""
+def test_cached_tree_steps_equal_passes_without_a_cache(family, common):
+    """Two beams of two users, two tokens deep, prompts of different length, whose beginning may be common."""
     torch.manual_seed(3)
     model = tiny_of(family, 40, tied=False).eval()
     backbone = Backbone(model, tokenizer=None)
-    prompts = [[5, 6, 7, 8], [9, 10]]
+    beginning = list(range(20, 20 + common))
+    prompts = [beginning + [5, 6, 7, 8], beginning + [9, 10]]
     ids = torch.tensor([prompts[0], [0, 0, *prompts[1]]])
-    mask = torch.tensor([[True] * 4, [False, False, True, True]])
+    mask = torch.tensor([[True] * (common + 4), [False, False] + [True] * (common + 2)])
     taken = torch.tensor([[[11, 13], [18, 15]], [[12, 14], [16, 17]]])
     parent = torch.tensor([[1, 0], [1, 1]])
     with torch.no_grad():
@@ -107,6 +110,37 @@ def test_cached_tree_steps_equal_passes_without_a_cache(family):
                 whole = model(input_ids=torch.tensor([prompts[user] + answer])).logits[0, -3:]
                 got = torch.stack([last[user, 0], first[user, before], second[user, beam]])
                 torch.testing.assert_close(backbone.head(got), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_what_all_prompts_begin_with_is_encoded_once():
+    backbone = Backbone(tiny_of("Llama", 40, tied=False).eval(), tokenizer=None)
+    seen = []
+    backbone.decoder.register_forward_pre_hook(
+        lambda module, inputs, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    ids = torch.arange(5, 17).repeat(3, 1)  # equal prompts: the last token is left to each
+    mask = torch.ones_like(ids).bool()
+    alike, _ = backbone.prefill(ids, mask)
+    alone, _ = backbone.prefill(ids[:1], mask[:1])
+    assert seen == [(1, 11), (3, 1), (1, 12)]
+    torch.testing.assert_close(alike, alone.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "prompts, count",
+    [
+        ([[7, 8, 9], [7, 8, 9]], 2),
+        ([[7, 8, 9, 1], [7, 8, 2]], 2),
+        ([[7, 8, 9, 1], [7, 3, 9, 1]], 1),
+        ([[0, 8, 9], [8, 9]], 0),  # a token of its own may be the padding's
+        ([[7], [7, 8, 9]], 0),
+    ],
+)
+def test_tokens_in_common_are_counted_from_each_prompts_first(prompts, count):
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts])
+    assert shared_tokens(ids, mask) == count
 
 
 def test_too_many_candidate_layers_are_refused():

@@ -45,11 +45,13 @@ def test_states_are_the_models_own_hidden_states(backbone):
     torch.testing.assert_close(states.head(states.final), output.logits.flatten(0, 1)[select])
 
 
+@pytest.mark.parametrize("common", [0, 10])
 @torch.no_grad()
-def test_beams_as_many_as_items_score_each_as_a_pass_of_its_own(backbone):
+def test_beams_as_many_as_items_score_each_as_a_pass_of_its_own(backbone, common):
     catalog = catalog_of(backbone)
-    prompts = [[5, 6, 7, 8], [9, 10]]
-    padded, mask = torch.tensor([prompts[0], [0, 0, *prompts[1]]]), torch.tensor([[1] * 4, [0, 0, 1, 1]]).bool()
+    prompts = [[*range(12, 12 + common), 5, 6, 7, 8], [*range(12, 12 + common), 9, 10]]
+    padded = torch.tensor([prompts[0], [0, 0, *prompts[1]]])
+    mask = torch.tensor([[1] * (common + 4), [0, 0] + [1] * (common + 2)]).bool()
     ranking = beam_search(backbone, catalog.trie, padded, mask, num_beams=len(IDENTIFIERS))
     for user, prompt in enumerate(prompts):
         for leaf, score in zip(ranking.leaf[user].tolist(), ranking.score[user].tolist(), strict=True):

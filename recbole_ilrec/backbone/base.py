@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_ilrec.backbone.shared_prefix import encode
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.schema import LayerStates
 
@@ -25,7 +26,7 @@ class DecodeState:
 
     Attributes:
         cache: the ``transformers`` cache; batch rows are users, beams stand behind the prompt in the same row.
-        prompt: ``[B, T]`` bool, real (not padding) prompt positions.
+        prompt: ``[B, T]`` bool, columns of the cache that hold real tokens of the prompt.
         length: ``[B]`` int64, number of real prompt tokens.
         visible: ``[B, W, S]`` bool, which of the S decoded positions each beam sees; at first one beam and none.
         depth: tokens that each beam has taken.
@@ -265,7 +266,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, DecodeState]:
-        """Encode prompts once.
+        """Encode prompts once, and what all of them begin with once for all users.
 
         Args:
             input_ids: ``[B, T]``, padded on the left.
@@ -274,17 +275,10 @@ class Backbone(nn.Module):
         Returns:
             state after the last prompt token ``[B, 1, H]`` (normed), and the cache.
         """
-        from transformers import DynamicCache
-
         self._check_window(input_ids.shape[1])
-        cache = DynamicCache()  # one told of a sliding window would forget keys that beams still see
-        positions = (mask.long().cumsum(1) - 1).clamp_min(0)
-        attention = None if bool(mask.all()) else mask.long()
-        hidden = self._parts[0](
-            input_ids=input_ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        states, cache, prompt = encode(self._parts[0], input_ids, mask)
         nothing = mask.new_empty(len(mask), 1, 0)
-        return hidden[:, -1:], DecodeState(cache=cache, prompt=mask, length=mask.sum(1), visible=nothing)
+        return states, DecodeState(cache=cache, prompt=prompt, length=mask.sum(1), visible=nothing)
 
     @torch.no_grad()
     def extend(self, state: DecodeState, tokens: Tensor, parent: Tensor) -> Tensor:
