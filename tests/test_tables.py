@@ -389,6 +389,7 @@ def test_the_datasets_are_counted_as_the_paper_counts_them(ring, capsys):
 
 
 def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
+    from recbole_ilrec.report.figure import points
     from recbole_ilrec.verbs.figures import picture
 
     plan = narrowed(plan_of("layer-losses"), datasets=["ring"], seeds=[1, 2])
@@ -397,8 +398,12 @@ def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
     about = {"history_masked": False, "collisions": "expected", "code": "c"}
     result = {"test_result": {"hit@10": 0.1, "ndcg@10": 0.1}, "layer_losses": log}
     outcomes = {run: Outcome({"result": result, "evaluation": about}) for run in grid.all_runs()}
-    (panel,) = picture(grid, results_table(grid, outcomes), outcomes).panels
+    drawn = picture(grid, results_table(grid, outcomes), outcomes)
+    (panel,) = drawn.panels
     assert [s.label for s in panel.series] == ["L-2", "L-1", "L"]
+    head, first, *_, last = points(drawn).splitlines()
+    assert head == "panel,of,series,x,mean,deviation"
+    assert first.startswith('"LC-Rec') and first.endswith(",L-2,1.0,2,0") and last.endswith(",L,2.0,-1,0")
     assert panel.series[2].mean == (0.0, -1.0) and panel.series[0].x == (1.0, 2.0)
     del result["layer_losses"]
     with pytest.raises(UserError, match="train.layer_losses=true"):

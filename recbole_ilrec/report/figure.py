@@ -3,6 +3,7 @@
 Series differ by lightness and by marker, dash or hatch, never by hue alone.
 """
 
+import csv
 import io
 import os
 import re
@@ -83,6 +84,18 @@ def draw(picture: Picture, folder: Path) -> list[Path]:
         figure, columns = _figure(picture)
         figure.text(0.01, -0.01, _wrapped(picture.caption, 78 * columns), fontsize=6.5, va="top")
         return [_save(figure, folder / f"{picture.name}.{suffix}") for suffix in SUFFIXES]
+
+
+def points(picture: Picture) -> str:
+    """What is drawn as CSV, a line a point: panel, what its heights are, series, place, mean, deviation."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["panel", "of", "series", "x", "mean", "deviation"])
+    for panel in picture.panels:
+        for series in panel.series:
+            for x, *heights in zip(series.x, series.mean, series.deviation, strict=True):
+                writer.writerow([panel.title, panel.y_label, series.label, x, *(f"{value:.6g}" for value in heights)])
+    return stream.getvalue()
 
 
 def svg(picture: Picture) -> str:

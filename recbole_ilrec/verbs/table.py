@@ -179,14 +179,15 @@ class _Command:
 
         made = results_table(grid, outcomes, quick=self.quick)
         if self.asked.verb == "figure":
-            from recbole_ilrec.report.figure import draw
+            from recbole_ilrec.report.figure import draw, points
             from recbole_ilrec.verbs.figures import picture
 
-            self._save(made, ("csv",))
-            for path in draw(picture(grid, made, outcomes), self.asked.out):
+            drawn = picture(grid, made, outcomes)  # curves are of other numbers than the table's
+            self._save(made.name, {"csv": points(drawn) if drawn.kind == "curves" else FORMATS["csv"](made)})
+            for path in draw(drawn, self.asked.out):
                 logger.info("%s", path)
         else:
-            self._save(made, FORMATS)
+            self._save(made.name, _texts(made))
         if self.asked.archive is not None:
             from recbole_ilrec.verbs.archive import write_archive
 
@@ -214,7 +215,7 @@ class _Command:
         from recbole_ilrec.verbs.tables import datasets_table
 
         made = datasets_table(grid, experiments)
-        self._save(made, FORMATS)
+        self._save(made.name, _texts(made))
         self._put_into_page(made)
         sys.stdout.write(markdown(made))
         self._paper(printed)
@@ -222,13 +223,18 @@ class _Command:
 
     def _paper(self, printed: Table | None) -> None:
         if self.asked.paper and printed is not None:
-            self._save(printed, FORMATS)
+            self._save(printed.name, _texts(printed))
             sys.stdout.write("\n" + markdown(printed))
 
-    def _save(self, made: Table, suffixes: Any) -> None:
+    def _save(self, name: str, texts: Mapping[str, str]) -> None:
+        """Write the text of each suffix."""
         self.asked.out.mkdir(parents=True, exist_ok=True)
-        for suffix in suffixes:
-            path = self.asked.out / f"{made.name}.{suffix}"
+        for suffix, text in texts.items():
+            path = self.asked.out / f"{name}.{suffix}"
             with write_atomically(path) as stream:
-                stream.write(FORMATS[suffix](made))
+                stream.write(text)
             logger.info("%s", path)
+
+
+def _texts(made: Table) -> dict[str, str]:
+    return {suffix: written(made) for suffix, written in FORMATS.items()}
