@@ -169,7 +169,7 @@ def titles_model(folder, **settings):
 
 
 def vectors_in_cache(ring):
-    return sorted(path.name for path in (ring / "saved" / "cache" / "titles").glob("*"))
+    return sorted(path.name for path in (ring / "saved" / "cache" / "titles").iterdir())
 
 
 def test_titles_are_embedded_by_the_base_as_it_was_before_training(ring, base, monkeypatch):

@@ -11,17 +11,32 @@ from scipy import stats
 
 from recbole_ilrec import cli
 from recbole_ilrec.checks.comparison import common_users
-from recbole_ilrec.checks.paired import by_size, difference, furthest_apart, permutation_test, sign_test
+from recbole_ilrec.checks.paired import (
+    Places,
+    by_size,
+    difference,
+    furthest_apart,
+    hit,
+    ndcg,
+    permutation_test,
+    sign_test,
+)
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
-from recbole_ilrec.evaluation.user_ranks import ranks_file
+from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg
+from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.evaluation.user_ranks import write_ranks as write_file
 from recbole_ilrec.verbs.compare import read_user_ranks
 from tests.worlds import ring_world, write_dataset
 
 INF = math.inf
+
+
+def at(*rank):
+    """Users whose true items stand alone at these ranks."""
+    rank = np.asarray(rank, float)
+    return Places(rank - 1, np.ones(len(rank)))
 
 
 def write_ranks(folder, user, rank, about=None, group=1):
@@ -35,7 +50,7 @@ def write_ranks(folder, user, rank, about=None, group=1):
 
 
 def test_metrics_are_means_over_users():
-    a, b = np.array([1, 2, 11, INF]), np.array([3, INF, 1, INF])
+    a, b = at(1, 2, 11, INF), at(3, INF, 1, INF)
     hit = difference("hit", a, b, 10)
     assert (hit.a, hit.b, hit.better, hit.worse, hit.p) == (0.5, 0.5, 1, 1, 1.0)
     ndcg = difference("ndcg", a, b, 10)
@@ -46,7 +61,7 @@ def test_metrics_are_means_over_users():
 def test_mcnemar_is_the_sign_test_of_users_whom_one_run_hits():
     a = np.r_[np.ones(8), np.full(2, INF), np.ones(90)]
     b = np.r_[np.full(8, INF), np.ones(2), np.ones(90)]
-    found = difference("hit", a, b, 5)
+    found = difference("hit", at(*a), at(*b), 5)
     assert found.p == pytest.approx(2 * sum(math.comb(10, k) for k in range(3)) / 2**10)
     assert (found.better, found.worse) == (8, 2) and found.difference == pytest.approx(0.06)
 
@@ -58,21 +73,21 @@ def test_permutation_test_agrees_with_scipys():
 
 
 def test_equal_runs_do_not_differ():
-    rank = np.array([1.0, 4.0, INF])
+    rank = at(1, 4, INF)
     found = difference("ndcg", rank, rank, 10)
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1.0) and sign_test(0, 0) == 1.0
 
 
 def test_a_large_difference_is_significant_and_its_seed_fixes_the_p_value():
     chance = np.random.default_rng(0)
-    a, b = chance.integers(1, 5, 300).astype(float), chance.integers(3, 12, 300).astype(float)
+    a, b = at(*chance.integers(1, 5, 300)), at(*chance.integers(3, 12, 300))
     found = difference("ndcg", a, b, 10, seed=3)
     assert found.p == difference("ndcg", a, b, 10, seed=3).p == 1e-4 and found.low > 0
 
 
 def test_parts_hold_every_user_once_and_equal_values_together():
     values = np.array([0, 0, 1, 1, 1, 2, 3, 8, 9])
-    parts = by_size(values, np.arange(1.0, 10), np.full(9, 5.0), 10)
+    parts = by_size(values, at(*range(1, 10)), at(*[5] * 9), 10)
     assert [(part.label, part.users) for part in parts] == [("0", 2), ("1", 3), ("2", 1), ("3", 1), ("8-9", 2)]
     assert sum(part.better for part in parts) == 4 and sum(part.worse for part in parts) == 4
 
@@ -86,9 +101,29 @@ def test_only_common_users_are_compared(tmp_path):
     first = read_user_ranks(write_ranks(tmp_path / "a", [3, 1, 2], [30, INF, 20]))
     second = read_user_ranks(ranks_file(write_ranks(tmp_path / "b", [4, 2, 3], [1, 2, 3], group=4), "test"))
     users = common_users(first, second)
-    assert first.rank.tolist() == [INF, 20, 30] and (first.name, second.name) == ("a", "b")
-    assert users.user.tolist() == [2, 3] and users.a.tolist() == [20, 30] and users.b.tolist() == [3.5, 4.5]
+    assert first.places.rank.tolist() == [INF, 20, 30] and (first.name, second.name) == ("a", "b")
+    assert users.user.tolist() == [2, 3] and users.a.rank.tolist() == [20, 30] and users.b.rank.tolist() == [3.5, 4.5]
     assert (users.only_a, users.only_b) == (1, 1)
+
+
+def test_items_that_share_an_identifier_count_as_in_the_runs_own_metrics(tmp_path):
+    """Two items on places 1 and 2: NDCG (1 + 1 / log2(3)) / 2 = .815, not 1 / log2(2.5) = .756; Hit@1 a half."""
+    ranks = read_user_ranks(write_ranks(tmp_path / "a", range(6), [1, 1, 2, 3, 1, INF], group=2))
+    _, places, _ = read_ranks(ranks_file(tmp_path / "a", "test"))
+    for k in (1, 2, 3, 5):
+        own = hit_and_ndcg(places, k, "expected")
+        assert hit(ranks.places, k).tolist() == pytest.approx(own[0].tolist())
+        assert ndcg(ranks.places, k).tolist() == pytest.approx(own[1].tolist())
+    assert ndcg(ranks.places, 5)[0] == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert difference("hit", ranks.places, at(*[1] * 6), 1).test == "paired permutation"
+    assert difference("hit", ranks.places, at(*[1] * 6), 20).test == "McNemar, exact"
+    about = {"collisions": "optimistic"}
+    assert read_user_ranks(write_ranks(tmp_path / "o", [1], [1], about, group=2)).places.rank.tolist() == [1]
+
+
+def test_one_user_says_nothing_of_others():
+    found = difference("ndcg", at(1), at(2), 10)
+    assert (found.low, found.high, found.p) == (-INF, INF, 1.0)
 
 
 def test_what_is_no_file_of_ranks_is_refused(tmp_path):
@@ -147,10 +182,12 @@ def test_bad_comparisons_end_with_one_line(runs, capsys):
     write_ranks(runs / "strangers", [900], [1], {"dataset": "ring"})
     write_ranks(runs / "silent", [1], [1])
     write_ranks(runs / "filtered", [1], [1], {"dataset": "ring", "data": "0123456789"})
+    write_ranks(runs / "valid", [1], [1], {"dataset": "ring", "split": "valid"})
     write_ranks(runs / "whole", [1], [1], {"dataset": "ring", "data": "abcdefghij"})
     for argv, told in (
         (["A"], "two runs"),
         (["A", "nowhere"], "does not exist"),
+        (["A", "valid"], "holds ranks of the valid part"),
         (["A", "other"], "different data"),
         (["A", "strangers"], "no user in common"),
         (["filtered", "whole"], "their user ids may mean other people"),

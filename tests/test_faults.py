@@ -1,16 +1,24 @@
 """Whatever happens to a run, it goes on where it was: kills, signals, broken checkpoints, numbers that are none."""
 
 import json
+import logging
 import os
 import random
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
 import torch
 
+from recbole_ilrec.collaborative.classical import ClassicalTrainer
+from recbole_ilrec.collaborative.reward_model import load_reward_model
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.decoding import memory, users
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.preparation import files
 from recbole_ilrec.preparation.files import held
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runtime.checkpoint import load_state
@@ -200,6 +208,45 @@ def test_two_runs_never_share_a_folder(ring, monkeypatch):
     (folder,) = runs(ring)
     with held(folder), pytest.raises(UserError, match=f"another process is at work in saved/{folder.name}"):
         run(resume_from_checkpoint="auto")
+
+
+def test_runs_that_need_the_same_stage_at_once_wait_for_it(ring, caplog):
+    """Two threads here, two processes in life: one reward model is trained, and both read it."""
+    trained = []
+
+    def model():
+        config = Config("ILRec", "ring", None, {**QUICK, "cache_dir": "cache"})
+        return load_reward_model(config, build_data(config).train._dataset).model
+
+    fit = ClassicalTrainer.fit
+    first_is_at_it, second_is_there = threading.Event(), threading.Event()
+
+    def slow(self, *arguments, **options):
+        trained.append(self.folder)
+        first_is_at_it.set()
+        second_is_there.wait(30)
+        return fit(self, *arguments, **options)
+
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(ClassicalTrainer, "fit", slow)
+        patch.setattr(files, "lock_folder", seen_waiting(files.lock_folder, second_is_there))
+        one = pool.submit(model)
+        assert first_is_at_it.wait(60)
+        other = model()
+        same = zip(one.result().parameters(), other.parameters(), strict=True)
+    assert len(trained) == 1 and all(torch.equal(a, b) for a, b in same)
+    assert "Waiting for another run that makes what this one needs" in caplog.text
+
+
+def seen_waiting(lock_folder, waiting):
+    """``lock_folder`` that sets an event when somebody begins to wait."""
+
+    def seen(folder, *, wait=False):
+        if wait:
+            waiting.set()
+        return lock_folder(folder, wait=wait)
+
+    return seen
 
 
 def test_auto_resumes_a_classical_run(ring):

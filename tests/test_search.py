@@ -2,7 +2,9 @@
 
 import csv
 import json
+import random
 import sys
+import threading
 
 import pytest
 import yaml
@@ -168,6 +170,34 @@ def test_a_search_that_was_stopped_anywhere_proposes_what_it_would_have_proposed
     assert len({json.dumps(trial.params) for trial in whole}) > 8 and {t.params["n"] for t in whole} <= {2, 4, 6, 8}
 
 
+@pytest.mark.parametrize("sampler", ["grid", "each", "random", "tpe"])
+def test_the_same_trials_are_made_however_many_at_a_time(sampler):
+    """Whatever ends first, and wherever it is stopped: what is started does not depend on what is under way."""
+    pytest.importorskip("optuna")
+    lists = {"a": OneOf((1, 2, 3)), "b": OneOf((10, 20, 30))}
+    space = lists if sampler in ("grid", "each") else {"a": Range(0.0, 3.0), "b": Range(10, 30)}
+    phases = [Phase("coarse", sampler, 9, space), Phase("fine", "tpe", 8, {"a": Around(times=2.0)})]
+
+    def score(params):
+        return -abs(params["a"] - 2) - abs(params.get("b", 15) - 21) / 10
+
+    whole = played(phases, score)
+    for seed in range(4):
+        draw = random.Random(seed)
+        proposals, made, under_way, most = Proposals(phases, 0, bigger=True), [], [], 0
+        while True:
+            while len(under_way) < 3 and (trial := proposals.next(made, under_way)) is not None:
+                under_way.append(trial)
+            if not under_way:
+                break
+            most = max(most, len(under_way))
+            ended = under_way.pop(draw.randrange(len(under_way)))
+            made.append(Trial(ended.number, ended.phase, ended.params, score(ended.params)))
+            if draw.random() < 0.2:  # killed: what was under way is not known any more
+                under_way = []
+        assert sorted(made, key=lambda trial: trial.number) == whole and most == 3
+
+
 # ---- the ledger
 
 
@@ -190,6 +220,7 @@ model: Transitions
 space: {transitions.decay: [0, 0.9], transitions.shrinkage: [1, 1000]}
 """
 SEARCH = ("search", "--space=mine.yaml", "--dataset=ring", "--topk=[1,5]", "--valid_metric=Hit@1", "--device=cpu")
+SEARCH += ("--jobs=1",)  # runs of these tests are made in this process
 
 
 def in_process(calls, fails=lambda arguments: False):
@@ -264,6 +295,22 @@ def test_a_failed_trial_is_shown_does_not_stop_the_others_and_is_tried_again(rin
     assert not any(trial[-1] for trial in left_by(ring)[1]) and "Failed" not in capsys.readouterr().out
     monkeypatch.setattr(experiments, "_process", in_process(calls, lambda arguments: True))
     assert cli.main([*SEARCH, "--seed=9"]) == 1  # none has a score
+
+
+def test_trials_that_do_not_depend_on_each_other_are_made_side_by_side(ring, monkeypatch):
+    """Both values of a list meet here, or the barrier breaks; with fails no trial is lost, and none is made twice."""
+    (ring / "mine.yaml").write_text(COUNTING)
+    together, calls = threading.Barrier(2, timeout=30), []
+
+    def launch(arguments, log, descriptor):
+        calls.append([option for option in arguments if "transitions." in option])
+        together.wait()
+        log.write_text("error: no room on this machine\n")
+        return 2
+
+    monkeypatch.setattr(experiments, "_process", launch)
+    assert cli.main([*SEARCH[:-1], "--jobs=2"]) == 1
+    assert len(calls) == 4 and [trial[0] for trial in left_by(ring)[1]] == [0, 1, 2, 3]
 
 
 def test_trials_and_time_are_limited_and_more_trials_go_on(ring, monkeypatch, capsys):

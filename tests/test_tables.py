@@ -286,6 +286,41 @@ def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring)
     assert results_table(grid, {**outcomes, sft: Outcome()}).blocks[0][1][0].cells[0].shown() == "-"
 
 
+def test_a_picture_says_by_how_many_versions_its_numbers_were_made_though_it_has_no_marks():
+    from recbole_ilrec.verbs.figures import picture
+
+    grid = Grid(narrowed(plan_of("candidates"), datasets=["ring"]), {})
+    outcomes = dict.fromkeys(grid.all_runs(), Outcome())
+    table = results_table(grid, outcomes)
+    tested = (
+        " †: better than the best other line of the block (paired two-sided t-test over users, Holm over 2, p < 0.05)."
+    )
+    versions = " The numbers were made by 2 versions of the code."
+    bare = picture(grid, table, outcomes).caption
+    assert bare.endswith("one seed (2020).") and table.caption.endswith("within a block.")
+    for said in ("", tested):
+        drawn = picture(grid, replace(table, caption=table.caption + said + versions), outcomes)
+        assert drawn.caption == bare + versions
+    assert picture(grid, replace(table, caption=table.caption + tested), outcomes).caption == bare
+
+
+def test_a_caption_says_where_not_all_users_were_evaluated_or_not_all_items_ranked():
+    grid = Grid(narrowed(plan_of("main"), datasets=["ring"], models=["LC-Rec", "LC-Rec + ILRec"]), {})
+    part = {"rows_evaluated": 1000, "rows_in_split": 24772, "limited_by": "eval_users"}
+    about = {"history_masked": False, "collisions": "expected", "code": "c", "candidates": {"test": "full"}}
+
+    def caption(first, second):
+        records = ({"result": {"test_result": {}}, "evaluation": {**about, **own}} for own in (first, second))
+        return results_table(grid, dict(zip(grid.all_runs(), map(Outcome, records), strict=True))).caption
+
+    assert "one seed (2020). Items of the history" in caption({}, {})
+    assert "Only 1,000 of 24,772 test rows (eval_users)." in caption({"test": part}, {"test": part})
+    assert "Partly only 1,000 of" in caption({"test": part}, {})
+    sampled = {"candidates": {"valid": "full", "test": "uni100"}}
+    assert "True items ranked among uni100." in caption(sampled, sampled)
+    assert "True items ranked among all items or uni100." in caption({}, sampled)
+
+
 def test_an_interrupted_planned_run_is_gone_on_with(tmp_path):
     assert newest_resumable(tmp_path) is None
     for name, files in (("LCRec-a", ["checkpoint-5/state.json", "checkpoint-5/trainer_state.json"]), ("SASRec-b", [])):
@@ -296,9 +331,10 @@ def test_an_interrupted_planned_run_is_gone_on_with(tmp_path):
     assert newest_resumable(tmp_path) == tmp_path / "LCRec-a"
 
 
-def test_language_models_of_one_dataset_and_seed_go_one_after_another(ring, monkeypatch):
-    """They share caches; their lanes run side by side with everything else, and share the cores with it."""
-    plan = narrowed(plan_of("main"), datasets=["ring"], models=["SASRec", "LC-Rec", "LC-Rec + ILRec"], seeds=[1])
+def test_runs_with_one_supervised_stage_go_one_after_another(ring, monkeypatch):
+    """One makes what the next begins from; their lanes run side by side with all others, and share the cores."""
+    lines = ["SASRec", "LC-Rec", "LC-Rec + SDPO", "LC-Rec + ILRec"]
+    plan = narrowed(plan_of("main"), datasets=["ring"], models=lines, seeds=[1])
     running, together, threads = [], [], {}
 
     def launch(arguments, log, descriptor):
@@ -311,11 +347,12 @@ def test_language_models_of_one_dataset_and_seed_go_one_after_another(ring, monk
 
     made = []
     monkeypatch.setattr(experiments, "_cores", lambda: 8)
-    Experiments({}, launch=launch).make(Grid(plan, {}).all_runs(), 3, lambda run, outcome: made.append(outcome))
-    assert len(made) == 3 and all(outcome.error == "exit status 1" for outcome in made)
-    assert not any({"--model=LCRec", "--model=ILRec"} <= names for names in together)
-    assert threads["--model=LCRec"] == threads["--model=SASRec"] == "--num_threads=4"  # eight cores for two lanes
-    assert threads["--model=ILRec"] == "--num_threads=8"  # the last one has them all
+    Experiments({}, launch=launch).make(Grid(plan, {}).all_runs(), 4, lambda run, outcome: made.append(outcome))
+    assert len(made) == 4 and all(outcome.error == "exit status 1" for outcome in made)
+    assert not any({"--model=LCRec", "--model=SDPO"} <= names for names in together)
+    assert {"--model=LCRec", "--model=ILRec", "--model=SASRec"} in together
+    assert {threads[f"--model={name}"] for name in ("LCRec", "SASRec", "ILRec")} == {"--num_threads=2"}  # of eight
+    assert threads["--model=SDPO"] == "--num_threads=8"  # the last one has them all
 
 
 @pytest.mark.parametrize(
@@ -405,6 +442,10 @@ def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
     assert head == "panel,of,series,x,mean,deviation"
     assert first.startswith('"LC-Rec') and first.endswith(",L-2,1.0,2,0") and last.endswith(",L,2.0,-1,0")
     assert panel.series[2].mean == (0.0, -1.0) and panel.series[0].x == (1.0, 2.0)
+    one, two = grid.all_runs()
+    missing = {one: outcomes[one], two: Outcome(error="no room")}
+    with pytest.raises(UserError, match="in the runs of all seeds"):
+        picture(grid, results_table(grid, missing), missing)
     del result["layer_losses"]
     with pytest.raises(UserError, match="train.layer_losses=true"):
         picture(grid, results_table(grid, outcomes), outcomes)

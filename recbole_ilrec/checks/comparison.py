@@ -12,6 +12,7 @@ from recbole_ilrec.checks.paired import (
     METRICS,
     Difference,
     Part,
+    Places,
     by_size,
     difference,
     furthest_apart,
@@ -33,13 +34,13 @@ class UserRanks:
     Attributes:
         name: of the run: its folder's name.
         user: ``[U]`` int64 internal user ids, ascending, each once.
-        rank: ``[U]`` float64, 1 is the best place (expected where items share an identifier), inf when not listed.
+        places: of their true items, under the run's own rule for items that share an identifier.
         about: what the file says of itself: ``dataset``, ``model``, ``split``.
     """
 
     name: str
     user: Array
-    rank: Array
+    places: Places
     about: Mapping[str, Any]
 
 
@@ -49,15 +50,15 @@ class Users:
 
     Attributes:
         user: internal user ids.
-        a: ranks in run A.
-        b: ranks in run B.
+        a: places in run A.
+        b: places in run B.
         only_a: how many users only run A has.
         only_b: how many users only run B has.
     """
 
     user: Array
-    a: Array
-    b: Array
+    a: Places
+    b: Places
     only_a: int
     only_b: int
 
@@ -66,7 +67,7 @@ def common_users(first: UserRanks, second: UserRanks) -> Users:
     """Users that both runs ranked; there may be none."""
     user, at_first, at_second = np.intersect1d(first.user, second.user, assume_unique=True, return_indices=True)
     lost = len(first.user) - len(user), len(second.user) - len(user)
-    return Users(user, first.rank[at_first], second.rank[at_second], *lost)
+    return Users(user, first.places[at_first], second.places[at_second], *lost)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def compared(
 
     Args:
         names: of A and B.
-        users: users of both and their ranks.
+        users: users of both and their places.
         history_length: ``[U]`` items before the true one.
         popularity: ``[U]`` how often the true item occurs among the training targets.
         ks: list lengths; the longest one is used for the parts.
@@ -131,7 +132,7 @@ def compared(
         seed: of the permutation test.
     """
     a, b, longest = users.a, users.b, max(ks)
-    higher = int((a < b).sum()), int((b < a).sum())
+    higher = int((a.rank < b.rank).sum()), int((b.rank < a.rank).sum())
     return Comparison(
         names=names,
         users=len(a),
@@ -142,7 +143,7 @@ def compared(
         k=longest,
         by_history=by_size(history_length, a, b, longest),
         by_popularity=by_size(popularity, a, b, longest),
-        rows=dict(furthest_apart(a, b, examples)),
+        rows=dict(furthest_apart(a.rank, b.rank, examples)),
     )
 
 

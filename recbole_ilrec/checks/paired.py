@@ -1,6 +1,6 @@
 """Two runs on the same users: how often which is better, by how much, and whether that is more than chance.
 
-Knows ranks of true items; never models or files.
+Knows places of true items; never models or files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,40 @@ RESAMPLES = 9_999
 _AT_ONCE = 256
 
 
-def hit(rank: Array, k: int) -> Array:
-    """Hit@k of each user, 1 or 0."""
-    return (rank <= k).astype(np.float64)
+@dataclass(frozen=True)
+class Places:
+    """Where the true item of each user stands; both are ``[U]`` float64.
+
+    Attributes:
+        before: items before it for certain, inf when it is not listed.
+        group: items that share the places from there on, in each order equally likely; 1 for itself alone.
+    """
+
+    before: Array
+    group: Array
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def __getitem__(self, users: Array) -> "Places":
+        return Places(self.before[users], self.group[users])
+
+    @property
+    def rank(self) -> Array:
+        """Expected place, 1 is the best, inf when not listed."""
+        return self.before + (self.group + 1) / 2
 
 
-def ndcg(rank: Array, k: int) -> Array:
-    """NDCG@k of each user with one true item: 1 / log2(rank + 1) within the first k, else 0."""
-    return np.where(rank <= k, 1 / np.log2(rank + 1), 0.0)
+def hit(places: Places, k: int) -> Array:
+    """Hit@k of each user: 1 or 0, or the share of the group's places within the first k."""
+    return np.clip(k - places.before, 0, places.group) / places.group
+
+
+def ndcg(places: Places, k: int) -> Array:
+    """NDCG@k of each user with one true item: the mean of 1 / log2(rank + 1), 0 past k, over its possible ranks."""
+    gain = np.r_[0.0, np.cumsum(1 / np.log2(np.arange(k) + 2))]
+    first, end = (np.minimum(place, k).astype(np.int64) for place in (places.before, places.before + places.group))
+    return (gain[end] - gain[first]) / places.group
 
 
 METRICS = {"hit": hit, "ndcg": ndcg}
@@ -57,19 +83,17 @@ class Difference:
     worse: int
 
 
-def difference(metric: str, a: Array, b: Array, k: int, seed: int = 0) -> Difference:
+def difference(metric: str, a: Places, b: Places, k: int, seed: int = 0) -> Difference:
     """One metric with interval and test.
 
-    Hit@k: McNemar's exact test, that is the sign test over users whom only one run hits. NDCG@k: permutation test, in
-    which each user's two values are exchanged at random. The interval of the mean difference is Student's.
-
-    Choice: a run's own metrics average over all orders of items that share an identifier; here a user has one rank, the
-    expected one, so a mean may differ from the run's in the last digits where identifiers are shared.
+    Hit@k: McNemar's exact test, that is the sign test over users whom only one run hits; where shared places make
+    parts of a hit, the test of NDCG@k. That is a permutation test, in which each user's two values are exchanged at
+    random. The interval of the mean difference is Student's.
 
     Args:
         metric: ``"hit"`` or ``"ndcg"``.
-        a: ``[U]`` ranks of run A.
-        b: ``[U]`` ranks of run B for the same users.
+        a: ``[U]`` places in run A.
+        b: ``[U]`` places in run B for the same users.
         k: length of the list.
         seed: of resampling.
     """
@@ -77,7 +101,7 @@ def difference(metric: str, a: Array, b: Array, k: int, seed: int = 0) -> Differ
     delta = first - second
     better, worse = int((delta > 0).sum()), int((delta < 0).sum())
     low, high = interval(delta)
-    if metric == "hit":
+    if metric == "hit" and np.isin([first, second], (0, 1)).all():
         test, p = "McNemar, exact", sign_test(better, worse)
     else:
         test, p = "paired permutation", permutation_test(delta, seed)
@@ -110,8 +134,10 @@ def permutation_test(delta: Array, seed: int) -> float:
 
 
 def interval(delta: Array) -> tuple[float, float]:
-    """95% confidence interval of a mean over users, by Student's t."""
-    if len(delta) < 2 or not np.ptp(delta):
+    """95% confidence interval of a mean over users, by Student's t; of one user nothing is known."""
+    if len(delta) < 2:
+        return -np.inf, np.inf
+    if not np.ptp(delta):
         return float(delta.mean()), float(delta.mean())
     found = stats.ttest_1samp(delta, 0.0).confidence_interval()
     return float(found.low), float(found.high)
@@ -142,13 +168,13 @@ class Part:
     worse: int
 
 
-def by_size(values: Array, a: Array, b: Array, k: int) -> list[Part]:
+def by_size(values: Array, a: Places, b: Places, k: int) -> list[Part]:
     """Users in about four parts of equal size by a whole number each has, such as the length of the history.
 
     Args:
         values: ``[U]`` non-negative whole numbers; zeros get a part of their own.
-        a: ``[U]`` ranks of run A.
-        b: ``[U]`` ranks of run B.
+        a: ``[U]`` places in run A.
+        b: ``[U]`` places in run B.
         k: length of the list.
     """
     parts = []
@@ -165,8 +191,8 @@ def by_size(values: Array, a: Array, b: Array, k: int) -> list[Part]:
                 b=float(gain_b.mean()),
                 low=left,
                 high=right,
-                better=int((first < second).sum()),
-                worse=int((first > second).sum()),
+                better=int((first.rank < second.rank).sum()),
+                worse=int((first.rank > second.rank).sum()),
             )
         )
     return parts

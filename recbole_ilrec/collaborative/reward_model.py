@@ -25,6 +25,7 @@ from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective import PREFERENCES
+from recbole_ilrec.preparation.files import made_once
 from recbole_ilrec.report.costs import REWARD, note_earlier, spent_on
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, check_kind, fingerprint, load_state
@@ -233,20 +234,21 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
 def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     own = _own_config(config, dataset)
     folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{_key(own, dataset)}"
-    init_seed(own["seed"], own["reproducibility"])
-    trainer = ClassicalTrainer(own, build_model(own, dataset))
-    trainer.folder, trainer.saved_model_file = folder, str(folder / BEST)
-    trainer.log_folder = folder / "log_tensorboard"
-    if (folder / LAST / STATE).is_file():
-        trainer.resume_checkpoint(folder)
-    if not trainer.finished:
-        logger.info("Training the reward model %s (once; kept in %s)", own.model, folder)
-        data = build_data(own)
-        trainer.fit(data.train, data.valid, saved=True, show_progress=own["show_progress"])
-    else:
-        note_earlier(trainer.spent)
-    trainer.load_best()
-    return trainer.model
+    with made_once(folder):
+        init_seed(own["seed"], own["reproducibility"])
+        trainer = ClassicalTrainer(own, build_model(own, dataset))
+        trainer.folder, trainer.saved_model_file = folder, str(folder / BEST)
+        trainer.log_folder = folder / "log_tensorboard"
+        if (folder / LAST / STATE).is_file():
+            trainer.resume_checkpoint(folder)
+        if not trainer.finished:
+            logger.info("Training the reward model %s (once; kept in %s)", own.model, folder)
+            data = build_data(own)
+            trainer.fit(data.train, data.valid, saved=True, show_progress=own["show_progress"])
+        else:
+            note_earlier(trainer.spent)
+        trainer.load_best()
+        return trainer.model
 
 
 def _own_config(config: Config, dataset: SequenceDataset) -> Config:

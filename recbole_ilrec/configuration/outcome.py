@@ -42,6 +42,12 @@ _PATHS = (
     "reward.checkpoint",
     "preference.checkpoint",
 )
+_REPORTING = frozenset(("model", "metrics", "topk"))
+_OF_OTHER_STAGES: Any = {
+    **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
+    **OF_OTHER_MODELS,
+    "train": HOW_RUN["train"] | {"layer_losses"},
+}
 _LENGTH, _LARGE = 16, 1 << 26
 
 
@@ -53,6 +59,20 @@ def outcome_settings(config: Config, but: Collection[str] = ()) -> dict[str, Any
         for key, value in config.as_dict().items()
         if key not in left_out and key not in FLAT_KEYS and key.partition(".")[0] not in SECTIONS
     }
+
+
+def supervised_settings(config: Config) -> list[Any]:
+    """The settings that supervised fine-tuning depends on, the same for all models that begin with it."""
+    settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
+    return [outcome_settings(config, but=_REPORTING), settings]
+
+
+def supervised_key(config: Config) -> str | None:
+    """Names the supervised stage of a run, as far as settings do; ``None`` where it has none."""
+    objective = config.settings.objective
+    if not config.is_llm or not (objective in PREFERENCES or objective.lower() == "sft"):
+        return None
+    return _key([config.dataset, *supervised_settings(config)])
 
 
 def data_key(config: Config) -> str:

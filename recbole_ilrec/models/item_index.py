@@ -19,6 +19,7 @@ from recbole_ilrec.identifiers.semantic_id import SemanticIdentifiers, collision
 from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles, joined_texts
 from recbole_ilrec.identifiers.uniqueness import learn_identifiers
 from recbole_ilrec.models.pretrained import local_backbone
+from recbole_ilrec.preparation.files import made_once
 from recbole_ilrec.report.costs import spent_on
 from recbole_ilrec.settings import IndexSettings
 
@@ -97,14 +98,15 @@ def _learned(
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config["cache_dir"]) / f"{config['dataset']}-{key}.index.json"
-    if path.is_file():
-        return path, read_index(path, tokens)
-    vectors = index_vectors(config, dataset, texts, settings)
-    logger.info("Learning semantic IDs of %d items from %s vectors (once; cached)", len(tokens), settings.embedding)
-    identifiers = learn_identifiers(vectors, settings, config["seed"], progress=config["show_progress"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_index(path, tokens, identifiers)
-    return path, identifiers
+    with made_once(path):
+        if path.is_file():
+            return path, read_index(path, tokens)
+        vectors = index_vectors(config, dataset, texts, settings)
+        logger.info("Learning semantic IDs of %d items from %s vectors (once; cached)", len(tokens), settings.embedding)
+        identifiers = learn_identifiers(vectors, settings, config["seed"], progress=config["show_progress"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_index(path, tokens, identifiers)
+        return path, identifiers
 
 
 def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.preparation.files import install, staging_folder
+from recbole_ilrec.preparation.files import install, made_once, staging_folder
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.settings import BackboneSettings
 
@@ -53,7 +53,7 @@ def _converted(file: Path, dtype: str, cache: Path) -> Path:
     state = file.stat()
     identity = f"{file.name} {state.st_size} {state.st_mtime_ns} {dtype}"
     target = cache / "backbones" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    with processes.first_alone():
+    with processes.first_alone(), made_once(target):
         if not target.is_dir():
             logger.info("Converting %s to safetensors in %s (once; cached)", file.name, target)
             with staging_folder(target) as staging:

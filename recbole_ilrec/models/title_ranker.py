@@ -22,6 +22,7 @@ from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_
 from recbole_ilrec.decoding.users import banned_positions, generate_users, rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.pretrained import local_backbone
+from recbole_ilrec.preparation.files import made_once
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.runtime import processes
@@ -146,7 +147,7 @@ class TitleRanker:
         folder = Path(self.config["cache_dir"]) / "titles" / self._key(texts)
         if not cached:
             return self._base_vectors(texts, label)
-        with processes.first_alone():
+        with processes.first_alone(), made_once(folder):
             if not (folder / STATE).is_file():
                 save_state(folder, {"vectors": self._base_vectors(texts, label)}, kind=KIND)
         return load_state(folder, kind=KIND)["vectors"]

@@ -201,6 +201,53 @@ def held(folder: Path) -> Iterator[None]:
             os.close(lock)
 
 
+@contextmanager
+def in_turn(folder: Path, busy: str) -> Iterator[int | None]:
+    """``folder``, made when missing, for this process alone; while another has it, say ``busy`` and wait.
+
+    Yields:
+        the descriptor that holds the lock, which can be handed on to a process that outlives this one.
+    """
+    descriptor = _waited_for(folder, busy)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[None]:
+    """The turn of this process among those that would make ``path``: who comes later waits, and finds it made.
+
+    The folder that is locked meanwhile is gone afterwards, as are those above it that were made for it and stay empty.
+    """
+    turn = path.parent / ".turns" / path.name
+    made = [turn, turn.parent, *(folder for folder in path.parents if not folder.exists())]
+    with in_turn(turn, "Waiting for another run that makes what this one needs"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+
+
+def _waited_for(folder: Path, busy: str) -> int | None:
+    """Descriptor of ``folder``, locked, and still the folder of that name: who had it before may have removed it."""
+    while True:
+        with suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+        descriptor = lock_folder(folder)
+        if descriptor is None:
+            logger.info("%s (%s)", busy, folder)
+            descriptor = lock_folder(folder, wait=True)
+        with suppress(FileNotFoundError):
+            if descriptor is None or os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
 def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
     """Descriptor of ``folder``, locked for this process and those that it hands the descriptor to.
 

@@ -101,16 +101,29 @@ def conditions(record: Mapping[str, Any]) -> str:
     certificate = record.get("evaluation")
     if not certificate:
         return "No certificate in the record: made by an earlier version"
-    test = certificate.get("test")
-    parts = ["no ranks kept" if not test else f"{test['rows_evaluated']:,} of {test['rows_in_split']:,} test rows"]
-    if test and test["limited_by"]:
-        parts[0] += f" ({test['limited_by']})"
+    parts = [rows_evaluated(record) or "no ranks kept"]
     parts.append(f"items of the history {'left out' if certificate['history_masked'] else 'kept'}")
-    parts.append(f"ranked among {_among(certificate['candidates'])}")
+    parts.append(f"ranked among {ranked_among(record)}")
     return ", ".join([*parts, f"data {certificate['data'][:8]}"])
 
 
-def _among(candidates: Any) -> str:
+def rows_evaluated(record: Mapping[str, Any], *, limited: bool = False) -> str:
+    """How many test rows were evaluated, of how many and why; empty where it is not known.
+
+    Args:
+        record: of a run.
+        limited: say it only where it is not all of them.
+    """
+    test = record["evaluation"].get("test")
+    if not test or (limited and not test["limited_by"]):
+        return ""
+    why = f" ({test['limited_by']})" if test["limited_by"] else ""
+    return f"{test['rows_evaluated']:,} of {test['rows_in_split']:,} test rows{why}"
+
+
+def ranked_among(record: Mapping[str, Any]) -> str:
+    """Among which items the true one was ranked."""
+    candidates = record["evaluation"].get("candidates", "full")
     if isinstance(candidates, Mapping):
         candidates = candidates.get("test", f"{candidates.get('count', '?')} {candidates.get('lists', '')} candidates")
     return "all items" if candidates == "full" else str(candidates)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from recbole.utils import init_seed, set_color
 from recbole_ilrec.checks.finding import as_plain
 from recbole_ilrec.collaborative.reward_model import prefers, reward_key, weighs_titles
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
-from recbole_ilrec.configuration.outcome import HOW_RUN, OF_OTHER_MODELS, outcome_settings
+from recbole_ilrec.configuration.outcome import supervised_settings
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.preparation.files import mirror, write_atomically
+from recbole_ilrec.preparation.files import made_once, mirror, write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
@@ -47,12 +48,6 @@ RESULT = "result.json"
 """In a run's folder: its metrics, versions and command."""
 SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
 """Paradigm -> the model whose training is the supervised stage."""
-_REPORTING = frozenset(("model", "metrics", "topk"))
-_OF_OTHER_STAGES: Any = {
-    **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
-    **OF_OTHER_MODELS,
-    "train": HOW_RUN["train"] | {"layer_losses"},
-}
 
 
 def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
@@ -162,10 +157,13 @@ def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) ->
         last = round_ + 1 == own.iterations
         further = [start, own.model_dump(), config["model"], round_]
         folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
-        trainer = PreferenceTrainer(stage if last else _resumed(stage, folder), model, folder, start, rows, rejected)
-        if not last:
-            with spent_on("preference"):
-                best = _train_once(trainer, data)
+        with nullcontext() if last else _turn(folder):
+            trainer = PreferenceTrainer(
+                stage if last else _resumed(stage, folder), model, folder, start, rows, rejected
+            )
+            if not last:
+                with spent_on("preference"):
+                    best = _train_once(trainer, data)
     return trainer
 
 
@@ -189,7 +187,8 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
         GenerativeTrainer(_supervised_config(config), model, folder).load_best(best)
         return best
     folder = _folder(config, model, data.train._dataset, "supervised", [])
-    return _train_once(GenerativeTrainer(_resumed(_supervised_config(config), folder), model, folder), data)
+    with _turn(folder):
+        return _train_once(GenerativeTrainer(_resumed(_supervised_config(config), folder), model, folder), data)
 
 
 @spent_on("supervised")
@@ -200,7 +199,13 @@ def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, befo
     folder = _folder(config, model, data.train._dataset, "supervised", [before, again, round_])
     stage = _supervised_config(config, seed=_seed(config, round_ + 1), **again)
     init_seed(stage["seed"], stage["reproducibility"])
-    return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
+    with _turn(folder):
+        return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
+
+
+def _turn(folder: Path) -> AbstractContextManager[None]:
+    """The turn of this run among those that would train the stage in ``folder``; its first process stands for all."""
+    return made_once(folder) if processes.is_first() else nullcontext()
 
 
 def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
@@ -225,14 +230,13 @@ def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
 
 def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
     """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
-    outcome = outcome_settings(config, but=_REPORTING)
-    settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
     template, items = model.encoder.template, model.catalog.digest
     own = [model.alignment.key] if model.alignment else []
     own += [model.frozen_key] if model.frozen_key else []
     if weighs_titles(config.settings) or (kind == "preference" and prefers(config.settings)):
         own.append(reward_key(config, dataset))
-    what = [outcome, settings, dataset.content_key(), template.variants, template.separator, items, *own, *further]
+    data = [dataset.content_key(), template.variants, template.separator, items]
+    what = [*supervised_settings(config), *data, *own, *further]
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
     return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 HELP = """usage: recbole-ilrec compare A B [--dataset=DATASET] [--topk=[5,10]] [--json=PATH] [--key=value ...]
 
-Compares two runs by the rank of every test user's true item: Hit@K with McNemar's exact test, NDCG@K with a paired
-permutation test, each with the difference A - B and its 95% interval; then by length of the history and by
-popularity of the true item; then the users where each run wins by most.
+Compares two runs by the rank of every test user's true item: Hit@K with McNemar's exact test, NDCG@K (and Hit@K where
+items share an identifier) with a paired permutation test, each with the difference A - B and its 95% interval; then by
+length of the history and by popularity of the true item; then the users where each run wins by most.
 
   A, B                       folders of finished runs (saved/<Model>-<dataset>-<time>), or their ranks-test.safetensors
   -d, --dataset=ml-100k      the data both were run on; by default what the files say
@@ -54,7 +54,7 @@ def compare(arguments: Arguments) -> int:
     names = first.name, second.name
     done = compared(names, users, world.history_length, world.popularity, ks, examples=examples, seed=seed)
     shown = {
-        run: [Example(*world.words(row), float(users.a[row]), float(users.b[row])) for row in rows]
+        run: [Example(*world.words(row), float(users.a.rank[row]), float(users.b.rank[row])) for row in rows]
         for run, rows in done.rows.items()
     }
     sys.stdout.write(render(done, shown) + "\n")
@@ -64,7 +64,7 @@ def compare(arguments: Arguments) -> int:
 
 
 def read_user_ranks(path: Path) -> "UserRanks":
-    """Ranks of the test users of a run.
+    """Places of the true items of a run's test users, which give the metrics that the run itself has.
 
     Args:
         path: its folder (``saved/<Model>-<dataset>-<time>``) or the file of ranks itself.
@@ -72,19 +72,26 @@ def read_user_ranks(path: Path) -> "UserRanks":
     Raises:
         UserError: no such file, one that holds something else, or several rows of a user.
     """
-    import torch
+    import numpy as np
 
     from recbole_ilrec.checks.comparison import UserRanks
+    from recbole_ilrec.checks.paired import Places
     from recbole_ilrec.evaluation.topk import MISSING
     from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 
     file = ranks_file(path, "test") if path.is_dir() else path
     user, places, about = read_ranks(file)
+    if about.get("split", "test") != "test":
+        raise UserError(f"{file} holds ranks of the {about['split']} part: compare takes those of test users.")
     if len(user.unique()) < len(user):
         raise UserError(f"{file} has several test rows for a user: compare takes runs with one each (leave-one-out).")
-    rank = torch.where(places.before < MISSING, places.before + (places.group + 1) / 2, torch.inf)
-    order = user.argsort()
-    return UserRanks(file.parent.name, user[order].numpy(), rank[order].double().numpy(), about)
+    policy = about.get("collisions")
+    shared = policy not in ("strict", "optimistic")  # each order equally likely
+    before = (places.before if shared else places.ranks(str(policy))[0][:, 0]).double().numpy()
+    group = places.group.double().numpy() if shared else np.ones(len(before))
+    order = user.argsort().numpy()
+    kept = Places(np.where(before < MISSING, before, np.inf), group)[order]
+    return UserRanks(file.parent.name, user.numpy()[order], kept, about)
 
 
 def _lengths(given: Any) -> list[int]:

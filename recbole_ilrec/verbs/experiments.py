@@ -2,8 +2,7 @@
 
 A planned run has its own folder ``<checkpoint_dir>/planned/<key>``, named by all that decides its outcome. Whoever
 plans the same run again finds its record there, or its checkpoints to go on from. A folder is locked while a run lives
-(its own, or that of all language models on the same data and seed, which share caches), so two plans never make one
-run twice.
+(its own, or that of all runs with the same supervised stage), so two plans never make one run twice.
 """
 
 import json
@@ -14,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,10 +23,10 @@ import psutil
 from recbole_ilrec.collaborative.classical import LAST
 from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.lookup import MODELS
-from recbole_ilrec.configuration.outcome import run_key
+from recbole_ilrec.configuration.outcome import run_key, supervised_key
 from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.preparation.files import lock_folder
+from recbole_ilrec.preparation.files import in_turn
 from recbole_ilrec.report.costs import seconds_before
 from recbole_ilrec.report.plan import PlannedRun
 from recbole_ilrec.report.results import read_records
@@ -175,8 +173,8 @@ class Experiments:
     def make(self, runs: Iterable[PlannedRun], jobs: int, done: Callable[[PlannedRun, Outcome], None]) -> None:
         """Make runs, ``jobs`` at a time, and hand each outcome over as it comes.
 
-        Runs of language models on the same data and seed share caches (identifiers, reward model, supervised stage), so
-        they go one after another; others go side by side and share the cores, unless ``num_threads`` is given.
+        Preference models and the supervised run that they begin from go one after another, in the order given; others
+        go side by side. All that run at a time share the cores, unless ``num_threads`` is given.
         """
         lanes: dict[object, list[PlannedRun]] = {}
         for run in dict.fromkeys(runs):
@@ -204,10 +202,12 @@ class Experiments:
                 raise
 
     def _turn(self, run: PlannedRun) -> Path | None:
-        """The folder that says whose turn it is among the language models of a dataset and seed; none for others."""
-        if run.model not in MODELS:
-            return None
-        return self.root / PLANNED / f"turn-{run.dataset}-{run.settings.get('seed')}"
+        """The folder that says whose turn it is among the runs with one supervised stage; none for other runs."""
+        try:
+            key = supervised_key(self.config(run))
+        except UserError:  # it fails with that in its turn
+            key = None
+        return self.root / PLANNED / f"turn-{key}" if key else None
 
     def _make_one(self, run: PlannedRun, threads: int | None) -> tuple[PlannedRun, Outcome]:
         try:
@@ -215,7 +215,7 @@ class Experiments:
         except UserError as error:
             return run, Outcome(error=str(error))
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self._turn(run) or folder) as descriptor:
+        with in_turn(self._turn(run) or folder, "Waiting for a run that another plan makes") as descriptor:
             key = folder.name
             record = self.finished().get(key)  # made by another plan while this one waited
             if record is not None:
@@ -277,21 +277,6 @@ def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[An
     """What runs of about the same cost share; typed settings only where the run reads them."""
     typed = [settings.get("paradigm"), settings.get("backbone_name"), settings.get("train", {}).get("max_steps")]
     return [config["model"], config["dataset"], config["epochs"], *(typed if config["model"] in MODELS else ())]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int | None]:
-    """Wait until no other run has the folder; the descriptor hands the lock on to a process that outlives this one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = lock_folder(folder)
-    if descriptor is None:
-        logger.info("Waiting for a run that another plan makes (%s)", folder)
-        descriptor = lock_folder(folder, wait=True)
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _process(arguments: Sequence[str], log: Path, descriptor: int | None) -> int:

@@ -6,9 +6,10 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.curves import LAYERS, layer_series
 from recbole_ilrec.report.figure import Panel, Picture, Series
 from recbole_ilrec.report.plan import Column
+from recbole_ilrec.report.statistics import ALPHA
 from recbole_ilrec.report.table import MARK, Cell, Table
 from recbole_ilrec.training.layer_losses import USERS
-from recbole_ilrec.verbs.tables import QUICK, Grid, Outcomes, framed, metric_name, spread
+from recbole_ilrec.verbs.tables import MARKED, QUICK, Grid, Outcomes, framed, metric_name, spread
 
 
 def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
@@ -49,9 +50,9 @@ def _bars_for(said: str) -> str:
 
 def _spoken(caption: str) -> str:
     """The caption without what it says of marks, which a picture has not."""
-    before, _, after = caption.partition("Best bold, second underlined within a block.")
-    before = _bars_for(before).strip()
-    return before if MARK in after else before + after.rstrip()
+    before, _, after = caption.partition(MARKED)
+    tested, end, rest = after.partition(f"p < {ALPHA}).")
+    return _bars_for(before).strip() + (rest if end and MARK in tested else after).rstrip()
 
 
 def _cells(grid: Grid, table: Table, metric: str) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
@@ -100,15 +101,18 @@ def _bars(grid: Grid, table: Table) -> list[Panel]:
 
 
 def _curves(grid: Grid, outcomes: Outcomes) -> list[Panel]:
-    """A panel for each line and column, a curve a layer: mean over seeds of the losses noted while training."""
+    """A panel for each line and column, a curve a layer: mean over all seeds of the losses noted while training."""
     panels = []
     for _, row in grid.plan.rows():
         for column in grid.plan.columns():
             runs = [outcomes[run].record for run in grid.runs(row, column)]
             logs = [log for record in runs if record and (log := record["result"].get("layer_losses"))]
-            if logs:
+            if len(logs) == len(runs):  # over some of the seeds it would be another mean
                 title = ", ".join([row.label, *column.labels])
                 panels.append(Panel(title, LAYERS, layer_series(logs)))
     if not panels:
-        raise UserError(f"No run of '{grid.plan.name}' noted the losses of its layers: train.layer_losses=true does.")
+        raise UserError(
+            f"No line of '{grid.plan.name}' has the losses of its layers in the runs of all seeds: "
+            "train.layer_losses=true notes them."
+        )
     return panels

@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,8 @@ Makes runs with other settings and keeps those that are best on validation. The 
   --sampler=tpe              each, grid, random or tpe in place of that of a space with one phase
   --trials=N                 make no more than N trials, those made before included
   --timeout=SECONDS          start no trial after so many seconds
+  --jobs=N                   trials at a time, which share the cores; default: one for each core and 4 GB of free
+                             memory, one where there is a GPU. The same trials are made with any number
   --seed=2020                of the runs, and of what is drawn
   --dry_run                  show what would be run, with what like runs took, and stop
   --quick                    a few steps on few users, only to see that all works
@@ -69,6 +71,7 @@ class _Search:
         self.trials = _positive("trials", arguments.take("trials"))
         self.space = _sampled(_space(arguments), arguments.take("sampler"), self.trials)
         self.timeout = _positive("timeout", arguments.take("timeout"))
+        self.jobs = _positive("jobs", arguments.take("jobs"))
         self.dry_run, self.quick = bool(arguments.take("dry_run")), bool(arguments.take("quick"))
         self.model = arguments.take("model", self.space.model)
         self.dataset = arguments.take("dataset")
@@ -87,7 +90,7 @@ class _Search:
 
         require_recbole()
         from recbole_ilrec.configuration.outcome import OUTCOME_FREE, run_key
-        from recbole_ilrec.verbs.experiments import Experiments
+        from recbole_ilrec.verbs.experiments import Experiments, default_jobs
         from recbole_ilrec.verbs.trials import Ledger, Proposals, require_optuna
 
         if any(phase.sampler in ("random", "tpe") for phase in self.space.phases):
@@ -95,6 +98,7 @@ class _Search:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
         self.experiments = Experiments(self.places, quick=self.quick)
+        self.jobs = self.jobs or default_jobs()
         config = self._checked()
         self.seed, self.bigger = config["seed"], config["valid_metric_bigger"]
         self.metric = str(config["valid_metric"])
@@ -147,19 +151,21 @@ class _Search:
         failed = [trial for trial in self.ledger.trials if trial.error]
         if failed:
             logger.info("%d trials failed before and are tried again", len(failed))
-        while (trial := self._next(failed)) is not None:
+        while batch := self._next(failed):
             if self.timeout is not None and time.monotonic() - started >= self.timeout:
                 logger.info("timeout=%s: no further trial is started; the same command goes on", self.timeout)
                 return
-            logger.info("[%d] %s: %s", trial.number, trial.phase, _typed(trial.params))
-            self.experiments.make([self._planned(trial.params)], 1, _Note(self, trial))
+            for trial in batch:
+                logger.info("[%d] %s: %s", trial.number, trial.phase, _typed(trial.params))
+            of_run = {self._planned(trial.params): trial for trial in batch}  # of two equal ones the other comes again
+            self.experiments.make(of_run, self.jobs, _Note(self, of_run))
 
-    def _next(self, failed: "list[Trial]") -> "Trial | None":
-        if failed:
-            return failed.pop(0)
-        if self.trials is not None and len(self.ledger.trials) >= self.trials:
-            return None
-        return self.proposals.next(self.ledger.trials)
+    def _next(self, failed: "list[Trial]") -> "list[Trial]":
+        """Trials to make at a time, those that failed before first; none when there is no more."""
+        again, failed[: self.jobs] = failed[: self.jobs], []
+        made = self.ledger.trials
+        room = self.jobs if self.trials is None else min(self.jobs, self.trials - len(made))
+        return again or self.proposals.batch(made, room)
 
     # ---- what is left
 
@@ -244,15 +250,15 @@ class _Search:
 
 
 class _Note:
-    """Puts the outcome of a trial into the ledger."""
+    """Puts the outcomes of trials into the ledger."""
 
-    def __init__(self, search: _Search, trial: "Trial"):
-        self.search, self.trial = search, replace(trial, error="")
+    def __init__(self, search: _Search, of_run: "Mapping[PlannedRun, Trial]"):
+        self.search, self.of_run = search, of_run
 
     def __call__(self, run: PlannedRun, outcome: "Outcome") -> None:
         from recbole_ilrec.verbs.experiments import seconds
 
-        trial = self.trial
+        trial = replace(self.of_run[run], error="")
         if outcome.record is None:
             trial = replace(trial, error=outcome.error or "the run left no record")
         else:

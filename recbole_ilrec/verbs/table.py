@@ -31,7 +31,7 @@ _OPTIONS = """
   --quick                    a few steps on few users, only to see that all works; said so in the caption
   --dry_run                  show the runs with what like ones took, and stop
   --jobs=N                   runs at a time, which share the cores; default: one for each core and 4 GB of free memory,
-                             one where there is a GPU (language models of one dataset and seed share caches, so they go
+                             one where there is a GPU (preference models and the supervised run that they begin from go
                              one after another)
   --checkpoint_dir=saved     where runs and their records are; what is there is reused by content
   --out=tables               folder of the results

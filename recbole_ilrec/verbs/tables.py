@@ -7,22 +7,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.recbole_values import metric_names
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.evaluation.topk import hit_and_ndcg
-from recbole_ilrec.metrics.rank_metrics import POLICIES
 from recbole_ilrec.report.costs import total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
-from recbole_ilrec.report.runs import COUNTS, counts_line, in_order, less_is_better, metric_label
+from recbole_ilrec.report.runs import (
+    COUNTS,
+    counts_line,
+    in_order,
+    less_is_better,
+    metric_label,
+    ranked_among,
+    rows_evaluated,
+)
 from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
-from recbole_ilrec.verbs.archive import places_in_test
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
 from recbole_ilrec.verbs.progress import failures
+from recbole_ilrec.verbs.user_metrics import OF_A_USER, by_user, unrounded
 
 Outcomes = Mapping[PlannedRun, Outcome]
 _COSTS = {
@@ -37,8 +41,7 @@ _OF_ANSWERS = frozenset(("hitratio@1", "validratio"))
 """Further metrics where a language model chooses among candidates."""
 _BUNDLED = "ml-100k"
 """A dataset that is always there: RecBole carries it."""
-_TESTED = ("hit", "ndcg")
-"""Metrics of one user, in the order of :func:`~recbole_ilrec.evaluation.topk.hit_and_ndcg`."""
+MARKED = "Best bold, second underlined within a block."
 QUICK = (
     "QUICK SETTINGS: a few steps on few users, only to show that every part works; these numbers say nothing about the "
     "methods."
@@ -185,7 +188,7 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
         return record["peak_memory_mb"] / 1000
     if metric == "parameters":
         return record["parameters"] / 1e6
-    return record["result"]["test_result"].get(metric)
+    return unrounded(metric, record)
 
 
 def _epochs(record: Mapping[str, Any]) -> str:
@@ -210,10 +213,11 @@ def _tested(
         for place, (column, metric) in enumerate(cells):
             means = [line.cells[place].mean for line in lines]
             others = [n for n, mean in enumerate(means) if n != own and mean is not None]
-            if own is None or means[own] is None or not others or metric.partition("@")[0] not in _TESTED:
+            if own is None or means[own] is None or not others or metric.partition("@")[0] not in OF_A_USER:
                 continue
             rival = max(others, key=lambda n: means[n] or 0.0)
-            pair = [_by_user(grid.runs(block.rows[n], column), metric, outcomes) for n in (own, rival)]
+            runs = (grid.runs(block.rows[n], column) for n in (own, rival))
+            pair = [by_user([outcomes[run].record for run in some], metric) for some in runs]
             if pair[0] is None or pair[1] is None or not pair[0].same_users(pair[1]):
                 against = f"{block.ours} and {lines[rival].label}"
                 notes.append(
@@ -230,48 +234,11 @@ def _tested(
     return blocks
 
 
-@dataclass(frozen=True)
-class _ByUser:
-    """A metric of each user in some runs.
-
-    Attributes:
-        user: ``[users]`` internal ids, ascending.
-        values: ``[seeds, users]``.
-        data: hash of the data; ids mean the same people where it is equal.
-    """
-
-    user: np.ndarray
-    values: np.ndarray
-    data: str | None
-
-    def same_users(self, other: "_ByUser") -> bool:
-        return self.data == other.data and np.array_equal(self.user, other.user)
-
-
-def _by_user(runs: Sequence[PlannedRun], metric: str, outcomes: Outcomes) -> _ByUser | None:
-    """The metric of each user; ``None`` unless all runs have the same users."""
-    name, _, k = metric.partition("@")
-    found: list[_ByUser] = []
-    for run in runs:
-        record = outcomes[run].record or {}
-        kept = places_in_test(record)
-        if kept is None:
-            return None
-        (user, places), about = kept, record["evaluation"]
-        policy = about["collisions"] if about["collisions"] in POLICIES else "expected"
-        values = hit_and_ndcg(places, int(k), policy)[_TESTED.index(name)]
-        order = user.argsort(stable=True)
-        found.append(_ByUser(user[order].numpy(), values[order].numpy(), about.get("data")))
-    if not all(found[0].same_users(other) for other in found):
-        return None
-    return replace(found[0], values=np.stack([each.values for each in found]))
-
-
 # ---- what is said about the numbers
 
 
 def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool) -> str:
-    parts = [f"Test part; {spread(plan)}."]
+    parts = [f"Test part; {spread(plan)}.", *_limits(records)]
     certificates = [record["evaluation"] for record in records]
     masked = {certificate["history_masked"] for certificate in certificates}
     policies = sorted({str(c["collisions"]) for c in certificates if c["collisions"] != "torch.topk"})
@@ -280,10 +247,18 @@ def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick
         parts.append(f"Items of the history {how}left out.")
     if policies:
         parts.append(f"Items that share an identifier: {', '.join(policies)} rank.")
-    parts.append("Best bold, second underlined within a block.")
+    parts.append(MARKED)
     if tests:
         parts.append(f"{MARK}: better than the best other line of the block ({TEST}, Holm over {tests}, p < {ALPHA}).")
     return framed(plan, records, parts, quick)
+
+
+def _limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who was evaluated among what, where it is not everyone among all items."""
+    rows = {rows_evaluated(record, limited=True) for record in records}
+    among = sorted({ranked_among(record) for record in records})
+    said = [f"{'Partly only' if '' in rows else 'Only'} {' or '.join(sorted(rows - {''}))}."] if rows - {""} else []
+    return said + ([f"True items ranked among {' or '.join(among)}."] if among not in ([], ["all items"]) else [])
 
 
 def spread(plan: Plan) -> str:

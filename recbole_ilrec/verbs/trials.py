@@ -8,7 +8,7 @@ settings.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -100,43 +100,66 @@ class Proposals:
     def __init__(self, phases: Sequence[Phase], seed: int, *, bigger: bool):
         self.phases, self.seed, self.bigger = phases, seed, bigger
 
-    def next(self, trials: Sequence[Trial]) -> Trial | None:
-        """The trial that comes after ``trials``; ``None`` at the end, or where a whole phase has failed."""
+    def next(self, trials: Sequence[Trial], under_way: Sequence[Trial] = ()) -> Trial | None:
+        """The trial that comes after ``trials``; ``None`` at the end, or where a whole phase has failed.
+
+        With trials ``under_way`` it is one that does not depend on how they end, so that the same trials are made
+        however many at a time; ``None`` too where there is no such trial.
+        """
         base: Mapping[str, Any] = {}
+        known = {trial.number for trial in (*trials, *under_way)}
+        number = next(free for free in count() if free not in known)
+        before = 0
         for phase in self.phases:
             own = [trial for trial in trials if trial.phase == phase.name]
-            params = self._params(phase, base, own)
+            open_ = [trial for trial in under_way if trial.phase == phase.name]
+            params = self._params(phase, base, own, open_, number - before)
             if params is not None:
-                return Trial(max((trial.number for trial in trials), default=-1) + 1, phase.name, params)
+                return Trial(number, phase.name, params)
             best = best_of([trial for trial in trials if trial.phase in self._until(phase)], bigger=self.bigger)
-            if best is None:
+            if open_ or best is None:
                 return None
             base = best.params
+            before += len(own)
         return None
+
+    def batch(self, trials: Sequence[Trial], room: int) -> list[Trial]:
+        """Up to ``room`` trials that can be made at a time after ``trials``, since none depends on another's end."""
+        found: list[Trial] = []
+        while len(found) < room and (trial := self.next(trials, found)) is not None:
+            found.append(trial)
+        return found
 
     def _until(self, last: Phase) -> set[str]:
         return {phase.name for phase in self.phases[: self.phases.index(last) + 1]}
 
-    def _params(self, phase: Phase, base: Mapping[str, Any], own: Sequence[Trial]) -> dict[str, Any] | None:
+    def _params(
+        self, phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], under_way: Sequence[Trial], place: int
+    ) -> dict[str, Any] | None:
+        """What comes next in a phase, as the trial at a ``place`` in it."""
         if phase.sampler == "each":
-            return self._each(phase, base, own)
+            return self._each(phase, base, own, under_way)
         if phase.sampler == "grid":
-            made = [trial.params for trial in own]
+            made = [trial.params for trial in (*own, *under_way)]
             return next((params for params in combinations(phase, base) if params not in made), None)
-        if len(own) >= phase.trials:
+        asked = len(own) + len(under_way)
+        if asked >= phase.trials or (under_way and phase.sampler == "tpe" and asked >= STARTUP):
             return None
-        return {**base, **_drawn(phase, base, own, self.seed, bigger=self.bigger)}
+        return {**base, **_drawn(phase, base, own, self.seed + place, bigger=self.bigger)}
 
-    def _each(self, phase: Phase, base: Mapping[str, Any], own: Sequence[Trial]) -> dict[str, Any] | None:
+    def _each(
+        self, phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], under_way: Sequence[Trial]
+    ) -> dict[str, Any] | None:
         """The first value not tried of the first setting not done; those before it stand at their best."""
         current = dict(base)
         for key, values in phase.space.items():
             assert isinstance(values, OneOf)
             wanted = [{**current, key: value} for value in values.values]
             tried = [trial for trial in own if trial.params in wanted]
-            missing = [params for params in wanted if params not in [trial.params for trial in tried]]
-            if missing:
-                return missing[0]
+            being = [trial.params for trial in under_way if trial.params in wanted]
+            missing = [params for params in wanted if params not in [*(trial.params for trial in tried), *being]]
+            if missing or being:
+                return missing[0] if missing else None
             best = best_of(tried, bigger=self.bigger)
             current = dict(best.params) if best else current
         return None
@@ -152,7 +175,7 @@ def combinations(phase: Phase, base: Mapping[str, Any]) -> Iterator[dict[str, An
 def _drawn(phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], seed: int, *, bigger: bool) -> dict[str, Any]:
     """Values drawn by optuna from what the trials of this phase say.
 
-    The study is made anew for each trial, its sampler seeded by the trial's number: nothing of it has to be kept.
+    The study is made anew for each trial, its sampler seeded by the trial's place: nothing of it has to be kept.
     """
     optuna = require_optuna()
     space = {
@@ -162,9 +185,9 @@ def _drawn(phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], seed: in
     }
     distributions = {key: _distribution(optuna, values) for key, values in space.items()}
     if phase.sampler == "random":
-        sampler = optuna.samplers.RandomSampler(seed=seed + len(own))
+        sampler = optuna.samplers.RandomSampler(seed=seed)
     else:
-        sampler = optuna.samplers.TPESampler(seed=seed + len(own), n_startup_trials=STARTUP, multivariate=True)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
     study = optuna.create_study(direction="maximize" if bigger else "minimize", sampler=sampler)
     for trial in own:
         # A trial that failed before and was made again may have moved the best value, and the range around it.
