@@ -242,8 +242,10 @@ def _waited_for(folder: Path, busy: str) -> int | None:
         if descriptor is None:
             logger.info("%s (%s)", busy, folder)
             descriptor = lock_folder(folder, wait=True)
+        if descriptor is None:
+            return None
         with suppress(FileNotFoundError):
-            if descriptor is None or os.path.samestat(os.fstat(descriptor), folder.stat()):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return descriptor
         os.close(descriptor)
 
