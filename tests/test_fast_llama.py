@@ -30,9 +30,14 @@ def pair(*, heads: int = 2, width: int = 24, attention: str = "sdpa", dtype: tor
     return [Backbone(model, None) for model in models]
 
 
-def close(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Equal to float32's rounding, measured by the size of the whole."""
-    return bool((one - two).norm() <= 2e-6 * two.norm() + 1e-9)
+def close(one: torch.Tensor, two: torch.Tensor, whole: float = 0.0) -> bool:
+    """Equal to what float32 sums of some hundred terms differ by in another order, on any processor.
+
+    Args:
+        whole: norm of all that was computed together, whose rounding is left where ``two`` is none by the equations, as
+            the gradient of a query that sees one key.
+    """
+    return bool((one - two).norm() <= 1e-5 * two.norm() + 1e-7 * whole)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 7), (5, 17)])
@@ -47,8 +52,9 @@ def test_states_and_gradients_are_the_librarys_to_rounding(rows, length, attenti
         total = sum((x * w).sum() for x, w in zip((states.final, *states.candidates), weight, strict=True))
         (total + states.head(states.final).square().sum()).backward()
     assert isinstance(fast.model.model.layers[0].input_layernorm, FastNorm)
+    whole = sum(float(parameter.grad.square().sum()) for parameter in stock.parameters()) ** 0.5
     for (name, one), two in zip(fast.named_parameters(), stock.parameters(), strict=True):
-        assert close(one.grad, two.grad), name
+        assert close(one.grad, two.grad, whole), name
     with torch.no_grad():
         assert close(fast.layer_states(ids, select).final, stock.layer_states(ids, select).final)
 
