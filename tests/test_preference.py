@@ -141,6 +141,13 @@ def test_training_starts_at_the_reference_whatever_the_dropout_and_however_a_ste
     assert one == pytest.approx(losses(only_run(ring)), rel=1e-3)
 
 
+def test_a_round_trained_by_one_loss_is_no_stage_of_a_run_by_another(ring):
+    rounds = {"preference.iterations": 2, "preference.supervised_epochs": 0, "preference.negatives": 2, "max_steps": 1}
+    for loss in ("dpo", "sdpo"):
+        run("SPRec", **rounds, objective=loss, **{"preference.source": "random", "train.valid_users": 5})
+    assert len([*(ring / "saved" / "cache" / "preference").glob("SPRec-ring-*/stage.json")]) == 2
+
+
 def test_a_run_of_the_supervised_model_is_the_stage_that_would_have_been_trained(ring):
     """To the last bit, whichever of the two comes first; and the run's own weights stay where they are."""
     alone = run("SDPO", **SHORT, cache_dir="elsewhere")

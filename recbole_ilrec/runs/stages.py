@@ -155,7 +155,7 @@ def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) ->
         stage, start = preference_config(config, round_), fingerprint(best)
         init_seed(stage["seed"], stage["reproducibility"])  # the same whether a stage was trained or read
         last = round_ + 1 == own.iterations
-        further = [start, own.model_dump(), config["model"], round_]
+        further = [start, own.model_dump(), config.settings.objective.lower(), config["model"], round_]
         folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
         with nullcontext() if last else _turn(folder):
             trainer = PreferenceTrainer(
