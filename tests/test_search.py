@@ -130,6 +130,17 @@ def test_one_setting_after_another_stands_at_its_best_and_a_failure_is_passed_ov
     assert best_of(trials, bigger=False).params == {"a": 2, "b": 20}
 
 
+def test_a_preset_that_no_value_beats_stays_while_the_next_settings_are_searched():
+    """b is best at its preset, which is none of its values: a and c have to be tried with that."""
+    phase = Phase("p", "each", 1, {"a": OneOf((1, 2)), "b": OneOf((10, 20)), "c": OneOf((5, 6))})
+    trials = played([phase], lambda params: params["a"] - params.get("b", 0) + params.get("c", 0))
+    assert [dict(t.params) for t in trials[4:]] == [{"a": 2, "c": 5}, {"a": 2, "c": 6}]
+    assert best_of(trials, bigger=True).params == {"a": 2, "c": 6}
+    finer = Phase("finer", "each", 1, {"d": OneOf((7, 8)), "e": OneOf((9,))})
+    trials = played([phase, finer], lambda params: params["a"] - params.get("b", 0) - params.get("d", 0))
+    assert dict(trials[-1].params) == {"a": 2, "e": 9}, "the preset of d was tried in the phase before"
+
+
 def test_the_finer_phase_stays_near_the_best_of_the_coarser():
     pytest.importorskip("optuna")
     coarse = Phase("coarse", "grid", 1, {"a": OneOf((0.01, 0.1, 1.0)), "b": OneOf((5, 6)), "c": OneOf(("x",))})

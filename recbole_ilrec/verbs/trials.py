@@ -113,7 +113,7 @@ class Proposals:
         for phase in self.phases:
             own = [trial for trial in trials if trial.phase == phase.name]
             open_ = [trial for trial in under_way if trial.phase == phase.name]
-            params = self._params(phase, base, own, open_, number - before)
+            params = self._params(phase, base, trials, open_, number - before)
             if params is not None:
                 return Trial(number, phase.name, params)
             best = best_of([trial for trial in trials if trial.phase in self._until(phase)], bigger=self.bigger)
@@ -134,11 +134,12 @@ class Proposals:
         return {phase.name for phase in self.phases[: self.phases.index(last) + 1]}
 
     def _params(
-        self, phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], under_way: Sequence[Trial], place: int
+        self, phase: Phase, base: Mapping[str, Any], trials: Sequence[Trial], under_way: Sequence[Trial], place: int
     ) -> dict[str, Any] | None:
-        """What comes next in a phase, as the trial at a ``place`` in it."""
+        """What comes next in a phase after all ``trials``, as the trial at a ``place`` in it."""
         if phase.sampler == "each":
-            return self._each(phase, base, own, under_way)
+            return self._each(phase, base, trials, under_way)
+        own = [trial for trial in trials if trial.phase == phase.name]
         if phase.sampler == "grid":
             made = [trial.params for trial in (*own, *under_way)]
             return next((params for params in combinations(phase, base) if params not in made), None)
@@ -148,9 +149,13 @@ class Proposals:
         return {**base, **_drawn(phase, base, own, self.seed + place, bigger=self.bigger)}
 
     def _each(
-        self, phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], under_way: Sequence[Trial]
+        self, phase: Phase, base: Mapping[str, Any], trials: Sequence[Trial], under_way: Sequence[Trial]
     ) -> dict[str, Any] | None:
-        """The first value not tried of the first setting not done; those before it stand at their best."""
+        """The first value not tried of the first setting not done; those before it stand at their best.
+
+        Where all values of a setting did worse than a trial without it, its preset stays.
+        """
+        own = [trial for trial in trials if trial.phase == phase.name]
         current = dict(base)
         for key, values in phase.space.items():
             assert isinstance(values, OneOf)
@@ -160,7 +165,8 @@ class Proposals:
             missing = [params for params in wanted if params not in [*(trial.params for trial in tried), *being]]
             if missing or being:
                 return missing[0] if missing else None
-            best = best_of(tried, bigger=self.bigger)
+            preset = [trial for trial in trials if trial.params == current]
+            best = best_of([*preset, *tried], bigger=self.bigger)
             current = dict(best.params) if best else current
         return None
 
