@@ -1,6 +1,8 @@
 """Run records and the README's table made of them."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,25 @@ def test_a_line_that_cannot_be_written_whole_is_not_written_at_all(tmp_path, mon
     with pytest.raises(OSError, match="No space"):
         append_record(path, {"n": 2})
     assert read_records(path) == [{"n": 1}]
+
+
+def test_a_line_that_is_taken_back_takes_none_of_another_writer_with_it(tmp_path, monkeypatch):
+    path = append_record(tmp_path / "records.jsonl", {"n": 1})
+    write, others = os.write, []
+
+    def cut(descriptor, line):
+        if threading.current_thread() is not threading.main_thread():
+            return write(descriptor, line)
+        others.append(threading.Thread(target=append_record, args=(path, {"n": 2})))
+        others[0].start()
+        others[0].join(0.2)  # over by then, unless it waits
+        return write(descriptor, line[:3])
+
+    monkeypatch.setattr("os.write", cut)
+    with pytest.raises(OSError, match="No space"):
+        append_record(path, {"n": 3})
+    others[0].join()
+    assert read_records(path) == [{"n": 1}, {"n": 2}]
 
 
 def test_the_readmes_numbers_come_from_the_committed_records():

@@ -52,11 +52,15 @@ def machine() -> dict[str, Any]:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> Path:
-    """Add one line to a file of records; a line is written whole or, if the disk is full, not at all."""
+    """Add one line to a file of records; a line is written whole or, if the disk is full, not at all.
+
+    Who adds a line meanwhile waits, where locks exist: to take back a line must not take one of another run with it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(record, sort_keys=True) + "\n").encode()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        _lock(descriptor)
         end = os.lseek(descriptor, 0, os.SEEK_END)
         try:
             if os.write(descriptor, line) < len(line):
@@ -68,6 +72,15 @@ def append_record(path: Path, record: Mapping[str, Any]) -> Path:
     finally:
         os.close(descriptor)
     return path
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # not a POSIX system, or a file system without locks
+        return
 
 
 def _version(package: str) -> str | None:
