@@ -33,6 +33,11 @@ def test_a_mean_is_that_of_the_users_and_not_of_four_digits(record):
     assert unrounded("hit@5", {**seven, "folder": ""}) == 0.1429, "no places were kept"
 
 
+def test_ranks_that_lie_in_the_working_folder_are_not_those_of_a_record_without_one(record, monkeypatch):
+    monkeypatch.chdir(record([1, 2], [0, 0])["folder"])
+    assert by_user([{**record([1, 2], [None, 0]), "folder": None}], "hit@5") is None
+
+
 def test_a_result_that_is_not_the_mean_of_the_places_stays(record):
     """The two best items have one score: torch.topk put the true one first, by the places each order counts half."""
     tied = record([1], [0], group=2, policy="torch.topk", **{"hit@1": 1.0, "ndcg@1": 1.0})

@@ -89,10 +89,10 @@ def places_in_test(record: Mapping[str, Any]) -> tuple[Tensor, TargetPlaces] | N
     if _PLACES in record:
         columns = {name: _unpacked(text) for name, text in record[_PLACES].items()}
         return columns.pop(_USER), TargetPlaces(**columns)
-    path = ranks_file(Path(record.get("folder") or ""), "test")
-    if not path.is_file():
+    folder = record.get("folder")
+    if not folder or not ranks_file(Path(folder), "test").is_file():
         return None
-    user, places, _ = read_ranks(path)
+    user, places, _ = read_ranks(ranks_file(Path(folder), "test"))
     return user, places
 
 
