@@ -16,6 +16,7 @@ from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.figure import Panel, Picture, Series, draw
 from recbole_ilrec.report.plan import narrowed, read_plan
+from recbole_ilrec.report.record import append_record
 from recbole_ilrec.report.statistics import holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import Cell, Line, Table, latex, markdown, marked, to_csv
 from recbole_ilrec.verbs import experiments
@@ -113,6 +114,7 @@ def test_users_are_the_sample_and_seeds_are_averaged_first():
     assert paired_p(ours, other) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     assert paired_p(ours, ours) == 1.0
     assert paired_p(np.ones((1, 4)), np.zeros((1, 4))) == 0.0
+    assert paired_p(np.ones((3, 1)), np.zeros((3, 1))) == 1.0, "one user says nothing of others"
 
 
 # ---- rendering
@@ -164,6 +166,14 @@ def test_equal_numbers_share_a_mark_and_a_single_line_has_none():
     marks = [(line.cells[0].best, line.cells[0].second) for line in lines]
     assert marks == [(True, False), (True, False), (False, True)]
     assert not marked([Line("a", (Cell((1.0,), 1.0),))])[0].cells[0].best
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_what_is_no_number_is_neither_best_nor_in_the_way_of_those_that_are(place):
+    values = [0.1, 0.3, 0.2]
+    values.insert(place, float("nan"))
+    cells = [line.cells[0] for line in marked([Line(str(v), (Cell((v,), v),)) for v in values])]
+    assert [cell.mean for cell in cells if cell.best] == [0.3] and [c.mean for c in cells if c.second] == [0.2]
 
 
 def test_a_figure_is_the_same_bytes_each_time(tmp_path):
@@ -226,6 +236,16 @@ def test_a_run_that_was_not_planned_is_found_by_its_content(ring, monkeypatch):
     assert cli.main(["run", "--model=SASRec", "--dataset=ring", "--epochs=1", "--seed=5", "--state=WARNING"]) == 0
     monkeypatch.setattr(experiments, "_process", lambda *_: pytest.fail("made again"))
     assert cli.main(["table", "main", "--dataset=ring", "--models=SASRec", "--seeds=[5]", "--epochs=1"]) == 0
+
+
+def test_of_two_runs_with_one_key_the_newer_counts_wherever_its_record_stands(tmp_path):
+    old, new = ({"finished": f"2026-01-0{day}", "evaluation": {"run": "k"}, "n": day} for day in (1, 2))
+    shared = {"model": "A", "dataset": "d", "seed": 1, "result": {}}
+    for first, second in ((old, new), (new, old)):
+        root = tmp_path / str(first["n"])
+        for path, one in ((root / "planned/k/records.jsonl", first), (root / "records.jsonl", second)):
+            append_record(path, {**shared, **one})
+        assert Experiments({"checkpoint_dir": str(root)}).finished()["k"]["n"] == 2
 
 
 OWN = """

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,12 +71,13 @@ class Table:
 
 
 def marked(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines with the best and the second-best number of each column marked; equal numbers share a mark."""
+    """The lines with the best and the second-best number of each column marked; equal ones share it, NaN has none."""
     if len(lines) < 2:
         return tuple(lines)
     columns = []
     for cells in zip(*(line.cells for line in lines), strict=True):
-        shown = [None if cell.mean is None else round(cell.mean, cell.digits) for cell in cells]
+        means = [None if cell.mean is None or math.isnan(cell.mean) else cell.mean for cell in cells]
+        shown = [None if mean is None else round(mean, c.digits) for mean, c in zip(means, cells, strict=True)]
         order = sorted({value for value in shown if value is not None}, reverse=not cells[0].lower)
         best, second = (order + [None, None])[:2] if len(order) > 1 else (None, None)
         columns.append(

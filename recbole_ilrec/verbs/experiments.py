@@ -119,7 +119,8 @@ class Experiments:
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Key -> record of every run below ``checkpoint_dir``, planned or not; the newest of a key."""
-        return {key: record for record in self._records() if (key := record.get("evaluation", {}).get("run"))}
+        records = sorted(self._records(), key=lambda record: str(record.get("finished", "")))
+        return {key: record for record in records if (key := record.get("evaluation", {}).get("run"))}
 
     def _records(self) -> Iterator[dict[str, Any]]:
         for path in record_files(self.root):
