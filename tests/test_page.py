@@ -8,8 +8,11 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 from recbole_ilrec import cli
+from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
+from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.report.markup import Markup, table_element, tag
 from recbole_ilrec.report.page import Content, is_page, page
@@ -17,6 +20,7 @@ from recbole_ilrec.report.runs import Run, conditions, deciding, results_tables
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.runtime.history import HISTORY, read_history, write_history
 from recbole_ilrec.verbs import experiments
+from recbole_ilrec.verbs.report import read_runs
 from tests.worlds import QUICK
 
 pytestmark = [
@@ -120,14 +124,37 @@ def test_seeds_are_averaged_and_of_a_repeated_seed_the_newest_counts():
     assert [cell.text for cell in line.cells[2:]] == ["expected", "1, 2", "2, 3"]
 
 
+def test_a_mean_over_seeds_is_that_of_the_users_and_not_of_four_digits(tmp_path):
+    """One of 6 users is hit, then one of 7: .1667 and .1429, whose mean is .1548; of the users' it is .154762."""
+    found = []
+    for seed, users in enumerate((6, 7), start=1):
+        before = torch.tensor([0] + [MISSING] * (users - 1))
+        places = TargetPlaces(before, torch.ones_like(before), torch.zeros_like(before), before)
+        write_ranks(ranks_file(tmp_path / f"moved-{seed}", "test"), torch.arange(users), places, {})
+        result = {"test_result": {"hit@5": round(1 / users, 4), "mrr@5": 0.5}}
+        found.append((record(seed=seed, result=result, folder=f"elsewhere/moved-{seed}"), tmp_path / "records.jsonl"))
+    (table,) = results_tables(read_runs(found)[0])
+    ((_, (line,)),) = table.blocks
+    assert line.cells[0].mean == pytest.approx((1 / 6 + 1 / 7) / 2, abs=1e-12) and line.cells[1].mean == 0.5
+    ranks_file(tmp_path / "moved-1", "test").write_bytes(b"torn")
+    runs, missing = read_runs(found)
+    assert runs[0].test("hit@5") == 0.1667 and "Means over seeds take four digits of LCRec, seed 1" in missing[0]
+
+
 def test_only_numbers_made_under_the_same_conditions_are_marked_against_each_other():
     kept = record(model="ILRec", value=0.9)
     kept["evaluation"]["history_masked"] = False
     few = record(model="SPRec", value=0.8)
     few["evaluation"]["test"] = {**few["evaluation"]["test"], "rows_evaluated": 20, "limited_by": "eval_users"}
-    (table,) = results_tables(runs_of(kept, few, record(value=0.2), record(model="SDPO", value=0.1)))
+    first_place = record(model="BIGRec", value=0.7)
+    first_place["evaluation"]["collisions"] = "optimistic"
+    scored = record(model="SASRec", value=0.05)
+    scored["evaluation"]["collisions"] = "torch.topk"
+    own = record(value=0.2), record(model="SDPO", value=0.1), scored
+    (table,) = results_tables(runs_of(kept, few, first_place, *own))
     found = {label: {line.label: line.cells[1].best for line in lines} for label, lines in table.blocks}
-    assert sorted(map(tuple, map(sorted, found.values()))) == [("ILRec",), ("LCRec", "SDPO"), ("SPRec",)]
+    together = [("BIGRec",), ("ILRec",), ("LCRec", "SASRec", "SDPO"), ("SPRec",)]
+    assert sorted(map(tuple, map(sorted, found.values()))) == together
     assert [name for lines in found.values() for name, best in lines.items() if best] == ["LCRec"]
     assert any("20 of 60 test rows (eval_users)" in label for label in found)
     assert "made by an earlier version" in conditions({"model": "A"})

@@ -19,6 +19,8 @@ METRICS = {"hit": "Hit", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall", "prec
 LESS_IS_BETTER = frozenset(("averagepopularity", "giniindex", "mae", "rmse", "logloss"))
 """RecBole's metrics whose smallest value is the best."""
 COUNTS = ("users", "items", "interactions", "sparsity")
+_OWN_RULES = ("strict", "optimistic")
+"""Rules for items that share an identifier by which numbers are no expectation, as those of other models are."""
 _SHOWN = 5
 """Settings named in the label of a line."""
 
@@ -32,17 +34,23 @@ class Run:
         record: as :mod:`recbole_ilrec.report.record` left it.
         settings: what decides its outcome, dotted name -> value, without the seed.
         history: lines of losses and validations; empty when none were kept.
+        unrounded: test metrics whose mean over users is known better than in the four digits of the record.
     """
 
     number: int
     record: Mapping[str, Any]
     settings: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]] = field(default=())
+    unrounded: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """How lists call it."""
         return f"{self.number} {self.record['model']}"
+
+    def test(self, metric: str) -> float | None:
+        """A test metric, as exactly as it is known."""
+        return self.unrounded.get(metric, self.record["result"]["test_result"].get(metric))
 
     @property
     def certificate(self) -> Mapping[str, Any]:
@@ -104,6 +112,8 @@ def conditions(record: Mapping[str, Any]) -> str:
     parts = [rows_evaluated(record) or "no ranks kept"]
     parts.append(f"items of the history {'left out' if certificate['history_masked'] else 'kept'}")
     parts.append(f"ranked among {ranked_among(record)}")
+    if certificate.get("collisions") in _OWN_RULES:
+        parts.append(f"{certificate['collisions']} rank of a shared identifier")
     return ", ".join([*parts, f"data {certificate['data'][:8]}"])
 
 
@@ -162,15 +172,15 @@ def _line(label: str, runs: Sequence[Run], metrics: Sequence[str]) -> Line:
     """One number a seed: of several runs with the same seed, the newest."""
     newest = {run.record["seed"]: run for run in sorted(runs, key=lambda run: run.record.get("finished", ""))}
     seeds = sorted(newest)
-    cells = [_mean(metric, [newest[seed].record for seed in seeds]) for metric in metrics]
+    cells = [_mean(metric, [newest[seed] for seed in seeds]) for metric in metrics]
     ties = sorted({str(run.certificate.get("collisions", "-")) for run in runs})
     numbers = ", ".join(str(newest[seed].number) for seed in seeds)
     texts = (", ".join(ties), ", ".join(map(str, seeds)), numbers)
     return Line(label, (*cells, *(Cell(text=text) for text in texts)))
 
 
-def _mean(metric: str, records: Sequence[Mapping[str, Any]]) -> Cell:
-    values = [record["result"]["test_result"].get(metric) for record in records]
+def _mean(metric: str, runs: Sequence[Run]) -> Cell:
+    values = [run.test(metric) for run in runs]
     lower = less_is_better(metric)
     if any(value is None for value in values):
         return Cell(text="n/a", lower=lower)
@@ -208,7 +218,7 @@ def list_of_runs(runs: Sequence[Run]) -> Table:
     lines = []
     for run in sorted(runs, key=lambda run: (run.record.get("finished", ""), run.number), reverse=True):
         record = run.record
-        test = [_mean(metric, [record]) for metric in metrics]
+        test = [_mean(metric, [run]) for metric in metrics]
         certificate = run.certificate
         rows = certificate.get("test", {}).get("rows_evaluated")
         about = (record["dataset"], record["seed"], record.get("finished", "-")[:16].replace("T", " "))

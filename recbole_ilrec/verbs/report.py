@@ -122,33 +122,46 @@ def read_runs(records: Sequence[tuple[dict[str, Any], Path]]) -> "tuple[list[Run
     missing: list[str] = []
     tested = [(record, file) for record, file in records if record["result"].get("test_result")]
     for record, file in tested:
-        history, problem = _history(record, file)
-        missing += [problem] if problem else []
-        runs.append(Run(len(runs) + 1, record, deciding(record, free), history))
+        folder = _folder(record, file)
+        history, problem = _history(record, folder)
+        exact, unread = _unrounded({**record, "folder": folder and str(folder)})
+        missing += filter(None, (problem, unread))
+        runs.append(Run(len(runs) + 1, record, deciding(record, free), history, exact))
     untested = len(records) - len(tested)
     if untested:
         missing.append(f"Runs without numbers of the test part (eval_test=false, as in a search): {untested}.")
     return runs, missing
 
 
-def _history(record: dict[str, Any], file: Path) -> tuple[list[dict[str, Any]], str]:
-    """Lines of a run's history, or why there are none. Its folder lies beside its record, wherever both were moved."""
+def _folder(record: dict[str, Any], file: Path) -> Path | None:
+    """The folder of a run, which lies beside its record, wherever both were moved; ``None`` where it is gone."""
+    given = record.get("folder")
+    places = [file.parent / Path(given).name, Path(given)] if given else []
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _history(record: dict[str, Any], folder: Path | None) -> tuple[list[dict[str, Any]], str]:
+    """Lines of a run's history, or why there are none."""
     from recbole_ilrec.runtime.history import read_history
 
-    given = record.get("folder")
-    if not given:
-        return [], ""
-    places = [file.parent / Path(given).name, Path(given)]
-    folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
-        return (
-            [],
-            f"The folder of {record['model']} on {record['dataset']}, {given}, is gone: no losses.",
-        )
+        gone = f"The folder of {record['model']} on {record['dataset']}, {record.get('folder')}, is gone: no losses."
+        return [], gone if record.get("folder") else ""
     try:
         return [line for line in read_history(folder) if isinstance(line, dict)], ""
     except (ValueError, KeyError) as error:
         return [], f"The history in {folder} cannot be read: {error}."
+
+
+def _unrounded(record: dict[str, Any]) -> tuple[dict[str, float], str]:
+    """Test metrics from the places that a run kept, or why they are those of the record."""
+    from recbole_ilrec.verbs.user_metrics import unrounded
+
+    try:
+        found = {metric: unrounded(metric, record) for metric in record["result"]["test_result"]}
+    except UserError as error:
+        return {}, f"Means over seeds take four digits of {record['model']}, seed {record['seed']}: {error}"
+    return {metric: value for metric, value in found.items() if value is not None}, ""
 
 
 def _asked(root: Path) -> "tuple[list[tuple[Table, Picture | None]], list[str]]":
