@@ -16,6 +16,7 @@ from recbole_ilrec.checks.paired import (
     by_size,
     difference,
     furthest_apart,
+    higher,
     hit,
     ndcg,
     permutation_test,
@@ -27,6 +28,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.evaluation.user_ranks import write_ranks as write_file
+from recbole_ilrec.metrics.rank_metrics import keep_ranks
 from recbole_ilrec.verbs.compare import read_user_ranks
 from tests.worlds import ring_world, write_dataset
 
@@ -90,6 +92,15 @@ def test_parts_hold_every_user_once_and_equal_values_together():
     parts = by_size(values, at(*range(1, 10)), at(*[5] * 9), 10)
     assert [(part.label, part.users) for part in parts] == [("0", 2), ("1", 3), ("2", 1), ("3", 1), ("8-9", 2)]
     assert sum(part.better for part in parts) == 4 and sum(part.worse for part in parts) == 4
+
+
+def test_a_run_that_ranks_all_items_is_not_higher_by_places_that_the_others_list_does_not_have():
+    """A lists two places, B ranks all: only the first three users are told apart."""
+    a, b = at(1, 2, INF, INF, INF), at(2, 1, 1, 40, 900)
+    assert higher(a, b).tolist() == [1, -1, -1, 0, 0] and higher(b, a).tolist() == [-1, 1, 1, 0, 0]
+    assert higher(at(1, 40), at(900, 41)).tolist() == [1, 1], "both rank all items"
+    (part,) = by_size(np.ones(5, int), a, b, 10)
+    assert (part.better, part.worse) == (1, 2)
 
 
 def test_examples_are_the_users_furthest_apart():
@@ -175,6 +186,41 @@ def test_runs_of_every_family_say_the_same_of_the_same_data_and_are_compared(run
     assert cli.main(["compare", "A", "B"]) == 0
     assert cli.main(["compare", "A", "B", "--user_inter_num_interval=[8,inf)"]) == 2
     assert "The data of ring are not those of the runs" in capsys.readouterr().err
+
+
+def test_what_runs_differ_in_beside_their_lists_is_said(runs, capsys):
+    def said(a, b):
+        for name, about in (("A", a), ("B", b)):
+            about = about if about is None else {"history_masked": True, "candidates": "full", **about}
+            write_ranks(runs / name, np.arange(1, 31), np.ones(30), {"dataset": "ring", **(about or {})})
+        assert cli.main(["compare", "A", "B", "--json=found.json"]) == 0
+        remarks = json.loads((runs / "found.json").read_text())["remarks"]
+        assert all(remark in capsys.readouterr().out for remark in remarks[:1])
+        return " ".join(remarks)
+
+    drawn = {"lists": "drawn", "count": 20, "seeding": "row"}
+    assert said({}, {"collisions": "torch.topk"}) == ""
+    assert "left out in A and kept in B" in said({}, {"history_masked": False})
+    assert "expected rank in A and the optimistic one in B" in said({}, {"collisions": "optimistic"})
+    assert "The file of B, of an earlier version" in said({}, None)
+    assert "among other items" in said(*({"candidates": {**drawn, "seed": seed}} for seed in (1, 2)))
+    assert said(*[{"candidates": {**drawn, "seed": 1}}] * 2) == ""
+    with pytest.raises(AssertionError):
+        said({}, {"candidates": {**drawn, "seed": 1}})
+    assert "A ranked true items among all items and B among 20 drawn candidates" in capsys.readouterr().err
+
+
+def test_a_run_notes_by_which_rules_its_places_came_about(runs):
+    places = TargetPlaces(*[torch.zeros(1, dtype=torch.long)] * 4)
+    drawn = {"lists": "drawn", "count": 20, "seeding": "row", "seed": 7}
+    for settings, noted in (
+        ({"exclude_history": True}, {"history_masked": True, "candidates": "full"}),
+        ({"exclude_history": False}, {"history_masked": False}),
+        ({"task": "candidates", "seed": 7}, {"candidates": drawn}),
+    ):
+        keep_ranks(Config("SASRec", "ring", None, settings), runs / "kept", "test", torch.tensor([1]), places)
+        _, _, about = read_ranks(ranks_file(runs / "kept", "test"))
+        assert noted.items() <= about.items() and about["collisions"] == "torch.topk"
 
 
 def test_bad_comparisons_end_with_one_line(runs, capsys):

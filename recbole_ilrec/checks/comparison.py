@@ -16,6 +16,7 @@ from recbole_ilrec.checks.paired import (
     by_size,
     difference,
     furthest_apart,
+    higher,
     sign_test,
 )
 
@@ -90,12 +91,13 @@ class Comparison:
         users: users in both.
         only: users in A only, in B only.
         metrics: one entry for each metric and list length.
-        higher: users whose true item stands higher in A, and in B.
+        higher: users whose true item stands higher in A, and in B, within the shorter list.
         sign_p: p-value of the sign test of these two numbers.
         k: list length of the parts.
         by_history: by items in the user's history.
         by_popularity: by how often the true item occurs among the training targets.
         rows: ``a`` and ``b`` -> rows of the users where that run wins by most.
+        remarks: what makes the runs differ beside their lists, a sentence each.
     """
 
     names: tuple[str, str]
@@ -108,6 +110,7 @@ class Comparison:
     by_history: Sequence[Part]
     by_popularity: Sequence[Part]
     rows: dict[str, Sequence[int]]
+    remarks: Sequence[str]
 
 
 def compared(
@@ -119,6 +122,7 @@ def compared(
     *,
     examples: int = 3,
     seed: int = 0,
+    remarks: Sequence[str] = (),
 ) -> Comparison:
     """Everything that is told about two runs.
 
@@ -130,20 +134,23 @@ def compared(
         ks: list lengths; the longest one is used for the parts.
         examples: users to show for each run.
         seed: of the permutation test.
+        remarks: in what the runs differ beside their lists.
     """
     a, b, longest = users.a, users.b, max(ks)
-    higher = int((a.rank < b.rank).sum()), int((b.rank < a.rank).sum())
+    above = higher(a, b)
+    counts = int((above > 0).sum()), int((above < 0).sum())
     return Comparison(
         names=names,
         users=len(a),
         only=(users.only_a, users.only_b),
         metrics=[difference(metric, a, b, k, seed) for metric in METRICS for k in sorted(ks)],
-        higher=higher,
-        sign_p=sign_test(*higher),
+        higher=counts,
+        sign_p=sign_test(*counts),
         k=longest,
         by_history=by_size(history_length, a, b, longest),
         by_popularity=by_size(popularity, a, b, longest),
         rows=dict(furthest_apart(a.rank, b.rank, examples)),
+        remarks=remarks,
     )
 
 
@@ -160,6 +167,7 @@ def render(comparison: Comparison, examples: dict[str, list[Example]]) -> str:
     blocks = [
         f"A = {c.names[0]}\nB = {c.names[1]}\n"
         f"{c.users:,} users in both, {c.only[0]:,} in A only, {c.only[1]:,} in B only",
+        *(["\n".join(c.remarks)] if c.remarks else []),
         _table(
             ("metric", "A", "B", "A - B", "95% interval", "better in A", "in B", "p", "test"),
             [

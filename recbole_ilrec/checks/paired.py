@@ -168,6 +168,27 @@ class Part:
     worse: int
 
 
+def higher(a: Places, b: Places) -> Array:
+    """1 for each user whose true item stands higher in run A, -1 where it does in run B, else 0.
+
+    Past the end of the shorter list both are unlisted: what a list of 20 does not hold may stand on place 21 or 9,000,
+    and a run that ranks all items is not better by saying which. A list ends at the last place where an item was found.
+
+    Args:
+        a: ``[U]`` places in run A.
+        b: ``[U]`` places in run B.
+    """
+    first, second = a.rank, b.rank
+    end = min(_end(first), _end(second))
+    first, second = (np.where(rank <= end, rank, np.inf) for rank in (first, second))
+    return (first < second).astype(np.int64) - (second < first)
+
+
+def _end(rank: Array) -> float:
+    found = np.isfinite(rank)
+    return np.inf if found.all() else float(rank[found].max(initial=0.0))
+
+
 def by_size(values: Array, a: Places, b: Places, k: int) -> list[Part]:
     """Users in about four parts of equal size by a whole number each has, such as the length of the history.
 
@@ -177,7 +198,7 @@ def by_size(values: Array, a: Places, b: Places, k: int) -> list[Part]:
         b: ``[U]`` places in run B.
         k: length of the list.
     """
-    parts = []
+    parts, above = [], higher(a, b)
     for low, high in _bounds(values):
         inside = (values >= low) & (values <= high)
         first, second = a[inside], b[inside]
@@ -191,8 +212,8 @@ def by_size(values: Array, a: Places, b: Places, k: int) -> list[Part]:
                 b=float(gain_b.mean()),
                 low=left,
                 high=right,
-                better=int((first.rank < second.rank).sum()),
-                worse=int((first.rank > second.rank).sum()),
+                better=int((above[inside] > 0).sum()),
+                worse=int((above[inside] < 0).sum()),
             )
         )
     return parts

@@ -20,6 +20,7 @@ from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.metrics.collector import Collector
+from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
 from recbole_ilrec.preparation.files import share
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,24 @@ def keep_ranks(config: Config, folder: Path, split: str, user: Tensor, places: T
 
     The file says what it is of; internal user ids mean the same users where its ``data`` is equal.
     """
-    collisions = config.settings.decode.collisions if config.is_llm else "torch.topk"
-    about = {"model": config["model"], "dataset": config["dataset"], "split": split, "collisions": collisions}
+    about = {"model": config["model"], "dataset": config["dataset"], "split": split, **_rules(config, split)}
     path = ranks_file(folder, split)
     try:
         share(write_ranks(path, user, places, {**about, "data": data_key(config)}))
     except OSError as error:
         logger.warning("The places of the true items could not be written to %s: %s", path, error)
+
+
+def _rules(config: Config, split: str) -> dict[str, Any]:
+    """What places depend on beside the data: ties, history and candidates, with their seed where one was looked at."""
+    own, collisions = config.settings.candidates, config.settings.decode.collisions if config.is_llm else "torch.topk"
+    among: Any = config["eval_args"]["mode"][split]
+    if config.settings.task == "candidates":
+        published = own.lists == "published" and (Path(config["data_path"]) / f"{config['dataset']}{LISTS}").is_file()
+        drawn = {"lists": "drawn", "count": own.count, "seeding": own.seeding}
+        drawn |= {"seed": config["seed"]} if own.seeding == "row" else {}
+        among = {"lists": "published"} if published else drawn
+    return {"collisions": collisions, "history_masked": config.settings.decode.exclude_history, "candidates": among}
 
 
 class RankMetrics:

@@ -28,6 +28,7 @@ Both runs must have been made on the same data, and settings that select data (-
 --user_inter_num_interval=..., ...) have to be those of the runs: the files of ranks hold the hash of the data.
 """
 
+_RULES = ("history_masked", "candidates", "collisions")
 LAST_ITEMS = 3
 """Items of a history that an example shows."""
 
@@ -45,14 +46,16 @@ def compare(arguments: Arguments) -> int:
     from recbole_ilrec.checks.comparison import Example, as_plain, common_users, compared, render
 
     first, second = (read_user_ranks(Path(word)) for word in arguments.words)
-    data = _data(first, second)
+    data, remarks = _data(first, second), _remarks(first, second)
     users = common_users(first, second)
     if not len(users.user):
         raise UserError(f"{first.name} and {second.name} have no user in common: compare runs on the same data.")
     dataset = _dataset(first.about.get("dataset"), second.about.get("dataset"), arguments.take("dataset"))
     world = _World(dataset, arguments.options, users.user, data)
     names = first.name, second.name
-    done = compared(names, users, world.history_length, world.popularity, ks, examples=examples, seed=seed)
+    done = compared(
+        names, users, world.history_length, world.popularity, ks, examples=examples, seed=seed, remarks=remarks
+    )
     shown = {
         run: [Example(*world.words(row), float(users.a.rank[row]), float(users.b.rank[row])) for row in rows]
         for run, rows in done.rows.items()
@@ -128,6 +131,44 @@ def _data(first: "UserRanks", second: "UserRanks") -> str | None:
             "data."
         )
     return hashes[0] if hashes else None
+
+
+def _remarks(first: "UserRanks", second: "UserRanks") -> list[str]:
+    """In what the runs differ beside their lists, by what their files say.
+
+    Raises:
+        UserError: they ranked the true items among other items.
+    """
+    said: list[str] = []
+    for name, run in (("A", first), ("B", second)):
+        if "history_masked" not in run.about:
+            said.append(
+                f"The file of {name}, of an earlier version, does not say whether items of the history were left out, "
+                "nor among which items it ranked."
+            )
+    masked, among, ties = ([run.about.get(key) for run in (first, second)] for key in _RULES)
+    if None not in masked and masked[0] != masked[1]:
+        left_out, kept = ("A", "B") if masked[0] else ("B", "A")
+        said.append(f"Items of the history were left out in {left_out} and kept in {kept}, which makes a difference.")
+    if None not in among:
+        lists = [{**one, "seed": None} if isinstance(one, dict) else one for one in among]
+        if lists[0] != lists[1]:
+            raise UserError(
+                f"{first.name} ranked true items among {_among(lists[0])} and {second.name} among {_among(lists[1])}: "
+                "compare runs with the same choice."
+            )
+        if among[0] != among[1] or (isinstance(among[0], str) and among[0] != "full"):
+            said.append("The runs ranked the true item of a user among other items, each drawn for its run.")
+    rules = ["expected" if rule in (None, "torch.topk") else rule for rule in ties]
+    if rules[0] != rules[1]:
+        said.append(f"Items that share an identifier have the {rules[0]} rank in A and the {rules[1]} one in B.")
+    return said
+
+
+def _among(items: Any) -> str:
+    if isinstance(items, str):
+        return "all items" if items == "full" else items
+    return "published candidates" if items["lists"] == "published" else f"{items['count']} drawn candidates"
 
 
 class _World:
