@@ -10,6 +10,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.data.interaction_file import read_interactions
 from recbole_ilrec.data.sequences import Rows
@@ -161,6 +162,31 @@ def test_content_key_follows_the_data_and_the_filters(root):
     assert SequenceDataset(config_for(root, user_inter_num_interval="[6,inf)")).content_key() != key
     (root / "toy/toy.item").write_text("item_id:token\n")
     assert SequenceDataset(config_for(root)).content_key() != key
+
+
+def test_content_key_follows_parts_that_are_files_of_their_own(root):
+    keys = []
+    for row in ("a\tb\t1", "a\tc\t1"):
+        (root / "toy/toy.train.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{row}\n")
+        keys.append(data_key(config_for(root, benchmark_filename=["train", "valid", "test"])))
+    assert keys[0] != keys[1] and data_key(config_for(root)) not in keys
+
+
+AT_ONE_MOMENT = [{"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none"}, {"split": {"TS": [0.8, 0.1, 0.1]}}]
+
+
+@pytest.mark.parametrize("split", AT_ONE_MOMENT)
+def test_places_in_a_sequence_are_no_times_to_cut_all_users_at(tmp_path, monkeypatch, split):
+    times = {"a": range(6), "b": range(5)}
+    write_rows(tmp_path, [f"{user}\ti{t}\t{t}" for user, own in times.items() for t in own])
+    config = config_for(tmp_path, eval_args={"order": "TO", "mode": "full", **split})
+    with pytest.raises(UserError, match="cuts all users at one moment, and the times are places"):
+        build_data(config)
+    write_rows(tmp_path, [f"{user}\ti{t}\t{100 + t}" for user, own in times.items() for t in own])
+    SequenceDataset(config)
+    monkeypatch.setattr("recbole_ilrec.data.interaction_file._EXACT_IN_FLOAT32", 10)
+    with pytest.raises(UserError, match="11 interactions are ordered for each user alone"):
+        SequenceDataset(config)
 
 
 GOOD = [f"u\ti{n}\t{n}" for n in range(6)]

@@ -78,7 +78,8 @@ def supervised_key(config: Config) -> str | None:
 def data_key(config: Config) -> str:
     """SHA-256 over the data files and the settings that select from them: names what is learned from this data."""
     digest = hashlib.sha256()
-    for suffix in (".inter", ".item", LISTS):
+    parts = [f".{part}.inter" for part in config["benchmark_filename"] or ()]
+    for suffix in (".inter", ".item", LISTS, *parts):
         path = Path(config["data_path"]) / f"{config['dataset']}{suffix}"
         if path.is_file():
             digest.update(bytes.fromhex(_file_hash(path)))

@@ -116,6 +116,11 @@ def _line(path: Path, row: int) -> int:
     return numbers[row + 1]
 
 
+def orders_users(rows: int) -> bool:
+    """Whether :func:`time_ranks` of so many rows also orders the users among each other."""
+    return rows <= _EXACT_IN_FLOAT32
+
+
 def time_ranks(users: np.ndarray, times: np.ndarray, lines: np.ndarray) -> np.ndarray:
     """``[R]`` float64 places in the order of (time, user, line), which float32 holds exactly.
 
@@ -128,7 +133,7 @@ def time_ranks(users: np.ndarray, times: np.ndarray, lines: np.ndarray) -> np.nd
     """
     order = np.lexsort((lines, users, times))
     ranks = np.arange(len(order))
-    if len(order) > _EXACT_IN_FLOAT32:
+    if not orders_users(len(order)):
         order = order[np.argsort(users[order], kind="stable")]
         ranks = ranks - np.searchsorted(users[order], users[order], side="left")
     exact = np.empty(len(order), dtype=np.float64)
