@@ -38,7 +38,8 @@ recbole-ilrec VERB --help shows the options of a verb.
 RUN_HELP = """usage: recbole-ilrec run --model=MODEL --dataset=DATASET [--key=value ...]
 
   -m, --model=ILRec          ILRec, LCRec, BIGRec, DPO, SDPO, RosePO, SPRec, a baseline that only counts (Pop,
-                             Transitions), or a sequential model of RecBole (SASRec, GRU4Rec, BERT4Rec, Caser, ...)
+                             Transitions), a sequential model of RecBole (SASRec, GRU4Rec, BERT4Rec, Caser, ...), or
+                             your own class as module:Class
   -d, --dataset=ml-100k      a folder in --data_path (default: dataset/), or ml-100k, which comes with RecBole
   --config_files="a.yaml b.yaml"
                              YAML files of settings, separated by blanks or commas; later ones win

@@ -42,7 +42,7 @@ def run_recbole_ilrec(
 
     Args:
         model: a language model of this package (``ILRec``, ``LCRec``, ``BIGRec``, ``DPO``, ``SDPO``, ``RosePO``,
-            ``SPRec``) or a sequential model of RecBole.
+            ``SPRec``) or a sequential model of RecBole; ``module:Class`` or a class of your own.
         dataset: a folder in ``data_path``, or ``ml-100k``.
         config_file_list: YAML files, later ones win.
         config_dict: settings that win over the files.

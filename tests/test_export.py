@@ -72,20 +72,19 @@ def assert_same_lists(got, expected, tolerance=1e-3):
             assert items in near or score < last, (items, score, theirs)
 
 
-def test_plain_libraries_give_the_same_lists_from_adapters_and_merged_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_plain_libraries_give_the_same_lists_from_adapters_and_merged_weights(tmp_path, monkeypatch, tied):
     monkeypatch.chdir(tmp_path)
-    folders = []
-    for tied in (True, False):
-        model = save_model(tmp_path / f"model-{tied}", "Llama", tied=tied)
-        run = trained(tmp_path, backbone=model, lora=True, **{"adapter.r": 2})
-        adapter = export_run(run, tmp_path / f"adapter-{tied}")
-        tensors = load_file(adapter / "adapter_model.safetensors")
-        assert tensors and all("lora_" in name or "trainable_tokens_delta" in name for name in tensors)
-        merged = export_run(run / "best", tmp_path / f"merged-{tied}", merge=True)
-        assert not (merged / "adapter_config.json").exists()
-        assert ("lm_head.weight" in load_file(merged / "model.safetensors")) != tied
-        assert_same_lists(golden(merged), golden(adapter))
-        folders += [adapter, merged]
+    model = save_model(tmp_path / "model", "Llama", tied=tied)
+    run = trained(tmp_path, backbone=model, lora=True, **{"adapter.r": 2})
+    adapter = export_run(run, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    assert tensors and all("lora_" in name or "trainable_tokens_delta" in name for name in tensors)
+    merged = export_run(run / "best", tmp_path / "merged", merge=True)
+    assert not (merged / "adapter_config.json").exists()
+    assert ("lm_head.weight" in load_file(merged / "model.safetensors")) != tied
+    assert_same_lists(golden(merged), golden(adapter))
+    folders = adapter, merged
     for folder, found in zip(folders, recommended(*folders), strict=True):
         assert_same_lists(found, golden(folder))
 

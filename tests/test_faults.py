@@ -60,7 +60,7 @@ def final_state(folder):
     return {**state["model"], **{f"average.{k}": v for k, v in state["average"].items()}}, progress
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(24, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_numbers_of_an_undisturbed_one(ring, kills):
     straight = json.loads(json.dumps(outcome(run("ILRec"))))
     (folder,) = runs(ring, "ILRec")

@@ -162,7 +162,7 @@ def reward_config(config: Config, settings: dict[str, Any]) -> Config:
         shared.pop("load_col", None)
     places = {key: config[key] for key in ("checkpoint_dir", "cache_dir", "show_progress", "state")}
     places |= {"data_path": str(Path(config["data_path"]).parent), "device": str(config["device"])}
-    return Config(name, config.dataset, None, {**settings, **shared, **places, **reward.config})
+    return Config(reward.model, config.dataset, None, {**settings, **shared, **places, **reward.config})
 
 
 def training_settings(config: Config) -> Config | None:

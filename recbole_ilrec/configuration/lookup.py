@@ -1,7 +1,8 @@
 """Which models exist, and which settings a model reads.
 
 Three families answer to ``--model``, without regard to case: the language models of this package (:data:`MODELS`), its
-baselines that only count (:data:`HEURISTICS`), and RecBole's sequential models.
+baselines that only count (:data:`HEURISTICS`), and RecBole's sequential models. ``--model=module:Class`` names a class
+of the user's own, a child of any of these or of RecBole's ``SequentialRecommender``.
 """
 
 import inspect
@@ -13,12 +14,13 @@ from typing import Any
 
 import recbole.model.sequential_recommender as sequential
 from recbole.data import dataset as recbole_datasets
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import general_arguments, training_arguments
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_ilrec import settings
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
-from recbole_ilrec.registry import Registry
+from recbole_ilrec.registry import Registry, is_place, own_class
 from recbole_ilrec.runtime.compat import switch_off_anomaly_detection
 
 switch_off_anomaly_detection()
@@ -41,7 +43,7 @@ PARADIGM_OF = {"LCRec": "lcrec", "BIGRec": "bigrec"}
 # fmt: off
 RUN_KEYS = frozenset((
     "model", "dataset", "config_files", "result_file", "debug", "print_config", "saved",
-    "resume_from_checkpoint", "device", "cache_dir", "num_threads",
+    "resume_from_checkpoint", "device", "cache_dir", "num_threads", "objective_options",
 ))
 # fmt: on
 """Settings of a run that neither RecBole nor the typed settings know."""
@@ -77,6 +79,9 @@ def find_model(name: str) -> tuple[str, type, bool]:
     Raises:
         UserError: no such model (with a suggestion), or one that needs a pipeline of its own.
     """
+    if is_place(name):
+        own = own_class("model", name)
+        return own.__name__, own, check_own_model(own)
     if name in MODELS:
         exact = next(known for known in MODELS if known.lower() == str(name).lower())
         return exact, MODELS.get(exact), True
@@ -86,6 +91,31 @@ def find_model(name: str) -> tuple[str, type, bool]:
         raise unknown_name("model", name, [*MODELS, *models])
     _refuse_special(exact)
     return exact, getattr(import_module(models[exact]), exact), False
+
+
+def check_own_model(model: type) -> bool:
+    """Whether a model class is a language model of this package's kind.
+
+    Raises:
+        UserError: it is no sequential model.
+    """
+    if not issubclass(model, SequentialRecommender):
+        raise UserError(
+            f"The model class '{model.__name__}' ({model.__module__}) is no sequential model: let it inherit from "
+            "ILRec or another of recbole_ilrec.models.methods, or from RecBole's SequentialRecommender."
+        )
+    return bool(getattr(model, "is_language_model", False))
+
+
+def is_language_model(name: str) -> bool:
+    """Whether ``--model=NAME`` means a language model; only for the user's own class is anything imported."""
+    return name in MODELS or (is_place(name) and find_model(name)[2])
+
+
+def place_of(model: type) -> str:
+    """The name by which :func:`find_model` finds a model class again, in another process too."""
+    published = model.__module__.startswith(("recbole.", "recbole_ilrec."))
+    return model.__name__ if published else f"{model.__module__}:{model.__name__}"
 
 
 def _refuse_special(name: str) -> None:
@@ -103,9 +133,17 @@ def _refuse_special(name: str) -> None:
 
 
 def keys_read_by(model_class: type) -> set[str]:
-    """Names of the settings that a model and its parent classes in RecBole read, by their source."""
-    parents = [parent for parent in model_class.__mro__ if parent.__module__.startswith("recbole.")]
-    return {key for parent in parents for key in _READ.findall(inspect.getsource(parent))} - _INTERNAL
+    """Names of the settings that a model and its parents in RecBole, or of the user's own, read, by their source."""
+    others = ("builtins", "torch", "recbole_ilrec")
+    parents = [parent for parent in model_class.__mro__ if parent.__module__.partition(".")[0] not in others]
+    return {key for parent in parents for key in _READ.findall(_source(parent))} - _INTERNAL
+
+
+def _source(model: type) -> str:
+    try:
+        return inspect.getsource(model)
+    except (OSError, TypeError):  # typed in at a prompt
+        return ""
 
 
 def known_keys(model_class: type, from_yaml: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ when a comment changes); every record holds :func:`code_key`, and tables say whe
 
 import hashlib
 import json
+import sys
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.lookup import place_of
 from recbole_ilrec.configuration.presets import preset
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
+from recbole_ilrec.registry import is_place, own_class
 from recbole_ilrec.runtime.checkpoint import STATE
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
@@ -107,7 +110,17 @@ def settings_key(config: Config) -> str:
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
     untested = [] if config["eval_test"] else ["without test"]  # a trial of a search is no line of a table
-    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested])
+    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested, *_own_code(config)])
+
+
+def _own_code(config: Config) -> list[list[str]]:
+    """The user's own model and loss with the hashes of their files: a run of code that changed is another run."""
+    objective = config.settings.objective
+    own = {place_of(config.model_class): config.model_class}
+    if config.is_llm and is_place(objective):
+        own[objective] = own_class("objective", objective)
+    files = {place: getattr(sys.modules.get(found.__module__), "__file__", None) for place, found in own.items()}
+    return [[place, _file_hash(Path(file)) if file else ""] for place, file in files.items() if is_place(place)]
 
 
 def _unread(settings: Settings) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def request_of(config: Config) -> dict[str, Any]:
         given["backbone"] = paths.pop("backbone.path", given["backbone"])
     given |= paths
     return {
-        "model": config.model,
+        "model": place_of(config.model_class),
         "dataset": config.dataset,
         "config_dict": json.loads(json.dumps(given, default=str)),
     }

@@ -72,6 +72,7 @@ class GenerativeRecommender(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    is_language_model = True
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
@@ -102,6 +103,7 @@ class GenerativeRecommender(SequentialRecommender):
             settings.ilrec,
             self.catalog.item_token_mask(self.backbone.vocab_size),
             eos_id=tokenizer.eos_token_id,
+            options=config["objective_options"],
         )
         needed = self.objective.needs.layers
         if needed >= self.backbone.num_layers:

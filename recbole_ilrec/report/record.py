@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def _lock(descriptor: int) -> None:
         return
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -106,6 +108,7 @@ def _program() -> str:
     return "recbole-ilrec" if path.parent.name == "recbole_ilrec" else f"python -m {path.parent.name}"
 
 
+@cache
 def _commit() -> str | None:
     """Commit of the checkout this package is imported from, with ``+`` when it has local changes."""
     here = Path(__file__).parent

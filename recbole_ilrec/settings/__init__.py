@@ -32,7 +32,7 @@ class Settings(Section):
     task: Literal["full", "candidates"] = "full"
     """Recommend from all items, or choose among a few that each row offers."""
     objective: str = "ilrec"
-    """Name of a loss in ``recbole_ilrec.objective``."""
+    """Name of a loss in ``recbole_ilrec.objective``, or ``module:Class`` of your own (docs/extending.md)."""
     backbone_name: str = "tiny"
     """Preset, folder or hub id given as ``--backbone``."""
     ilrec: ILRecSettings = ILRecSettings()

@@ -22,7 +22,7 @@ import psutil
 
 from recbole_ilrec.collaborative.classical import LAST
 from recbole_ilrec.configuration.config import Config, MissingDataset
-from recbole_ilrec.configuration.lookup import MODELS
+from recbole_ilrec.configuration.lookup import MODELS, is_language_model
 from recbole_ilrec.configuration.outcome import run_key, supervised_key
 from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.errors import UserError
@@ -60,7 +60,7 @@ class Estimate:
 
 def quick_settings(model: str) -> dict[str, Any]:
     """Settings of a run that is only to show that all works."""
-    return read_yaml(preset("quick", "language" if model in MODELS else "classical"))
+    return read_yaml(preset("quick", "language" if is_language_model(model) else "classical"))
 
 
 def default_jobs() -> int:

@@ -1,0 +1,120 @@
+"""Losses and models of the user's own: what docs/extending.md shows is run as it stands there."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_ilrec.cli import main
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import request_of, run_key
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.registry import is_place, own_class
+from tests.worlds import QUICK
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+SHORT = {**QUICK, "epochs": 1, "eval_step": 1, "train_batch_size": 40, "state": "WARNING"}
+
+
+@pytest.fixture
+def mine(ring, monkeypatch):
+    """The files of the page in the working folder, forgotten afterwards."""
+    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL):
+        (ring / block.partition("\n")[0].removeprefix("# ")).write_text(block)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield ring
+    for name in ("my_losses", "my_models"):
+        sys.modules.pop(name, None)
+
+
+def options(settings):
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def test_the_commands_of_the_page_run(mine, capsys):
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert len(commands) == 3
+    for line in commands:
+        words = shlex.split(line)
+        verb, given = words[1], [word for word in words[2:] if not word.startswith("--dataset")]
+        assert main([verb, *given, "--dataset=ring", *options(SHORT)]) == 0, (line, capsys.readouterr().err)
+    assert sorted(path.name for path in (mine / "log").iterdir()) == ["LCRec", "NoisyILRec", "UnitSASRec"]
+
+
+def test_an_own_loss_that_reduces_to_plain_fine_tuning_gives_its_numbers(mine):
+    plain = run_recbole_ilrec("LCRec", "ring", config_dict=SHORT)
+    own = {"objective": "my_losses:Focal", "objective_options": {"gamma": 0}}
+    focal = run_recbole_ilrec("LCRec", "ring", config_dict={**SHORT, **own})
+    assert focal["test_result"] == plain["test_result"]
+    assert focal["best_valid_score"] == plain["best_valid_score"]
+
+
+def test_own_models_take_the_presets_of_their_parents_and_are_found_again(mine):
+    child = Config("my_models:NoisyILRec", "ring", config_dict={**SHORT, "noise": 0.5})
+    parent = Config("ILRec", "ring", config_dict=SHORT)
+    assert (child.model, child.is_llm, child["noise"]) == ("NoisyILRec", True, 0.5)
+    assert child.settings == parent.settings
+    assert Config("my_models:UnitSASRec", "ring")["n_layers"] == Config("SASRec", "ring")["n_layers"]
+    request = request_of(child)
+    assert request["model"] == "my_models:NoisyILRec"
+    assert Config(**request).settings == child.settings
+    assert Config(sys.modules["my_models"].NoisyILRec, "ring", config_dict=SHORT).is_llm
+
+
+def test_a_run_of_code_that_changed_is_another_run(mine):
+    def keys():
+        own = {"model": "my_models:NoisyILRec"}, {"model": "LCRec", "objective": "my_losses:Focal"}
+        return [run_key(Config(None, "ring", config_dict={**SHORT, **settings})) for settings in own]
+
+    before, published = keys(), run_key(Config("ILRec", "ring", config_dict=SHORT))
+    assert keys() == before and published not in before
+    for name in ("my_models.py", "my_losses.py"):
+        (mine / name).write_text((mine / name).read_text() + "\n# edited, and of another length\n")
+    assert not set(keys()) & set(before)
+    assert run_key(Config("ILRec", "ring", config_dict=SHORT)) == published
+
+
+def test_a_table_holds_lines_of_own_models(mine, capsys):
+    plan = mine / "mine.yaml"
+    published = "      ILRec: {model: ILRec}\n"
+    text = plan.read_text().replace("ml-100k", "ring").replace("[2020, 2021, 2022]", "[2020]")
+    plan.write_text(text.replace(published, ""))
+    assert main(["table", str(plan), *options(SHORT)]) == 0, capsys.readouterr().err
+    (page,) = (mine / "tables").rglob("*.md")
+    assert "| with noise |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "words"),
+    [
+        ("nowhere:Mine", {}, "there is no module 'nowhere' in .* PYTHONPATH"),
+        ("my_models.deeper:Mine", {}, "there is no module 'my_models.deeper'"),
+        ("my_models:NoisyILrec", {}, "no class 'NoisyILrec'. Did you mean 'NoisyILRec'"),
+        ("my_losses:Focal", {}, "no sequential model: let it inherit from ILRec"),
+        ("my_models:NoisyILRec", {"nose": 1}, "Unknown setting 'nose'.*Did you mean 'noise'"),
+        ("LCRec", {"objective": "my_losses:Vocal"}, "no class 'Vocal'. Did you mean 'Focal'"),
+        ("LCRec", {"objective": "my_losses:Focal", "objective_options": {"gama": 1}}, "unexpected keyword .*gama"),
+        ("LCRec", {"objective_options": {"gamma": 1}}, "objective 'sft' cannot be made with .*gamma"),
+        ("LCRec", {"objective_options": 3}, "objective_options=3 is not allowed: give a mapping"),
+        ("LCRec", {"objective": "my_models:NoisyILRec"}, "objective 'my_models:NoisyILRec' cannot be made"),
+    ],
+)
+def test_what_is_wrong_with_own_code_is_one_line(mine, model, settings, words):
+    with pytest.raises(UserError, match=words) as error:
+        run_recbole_ilrec(model, "ring", config_dict={**SHORT, **settings})
+    assert "\n" not in str(error.value)
+
+
+def test_a_fault_in_own_code_keeps_its_traceback(mine):
+    (mine / "broken_model.py").write_text("import no_such_library\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        own_class("model", "broken_model:Mine")
+
+
+def test_only_module_and_class_are_a_place():
+    assert is_place("a:B") and is_place("a.b_c:D1")
+    assert not any(map(is_place, ("ILRec", "a:", ":B", "a:b:c", "../a:B", "a.:B", "C:/model", "1a:B", None)))
