@@ -23,6 +23,7 @@ from recbole_ilrec.configuration.lookup import (
     find_model,
     keys_read_by,
     known_keys,
+    preset_name,
     refuse_unknown,
 )
 from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
@@ -85,7 +86,7 @@ class Config(RecBoleConfig):
         given.append((GIVEN, dict(config_dict or {})))
         self.external_config_dict = {key: value for _, layer in given for key, value in layer.items()}
         self.model, self.model_class, self.dataset = self._get_model_and_dataset(model, dataset)
-        self._load_internal_config_dict(self._preset_name(), self.model_class, self.dataset)
+        self._load_internal_config_dict(preset_name(self.model_class), self.model_class, self.dataset)
         own = self._own_layers()
         self._check_names(given, own)
         self.final_config_dict = self._merge([*own, *given])
@@ -135,19 +136,11 @@ class Config(RecBoleConfig):
         self.origin.update(dict.fromkeys(layer, f"{RECBOLE_FILES}{Path(file).resolve().relative_to(RECBOLE)}"))
         return layer
 
-    def _preset_name(self) -> str:
-        """The model's name, or of one that has no presets that of its nearest parent which has."""
-        for parent in self.model_class.__mro__:
-            name = parent.__name__
-            if preset("model", name).is_file() or (RECBOLE / "properties" / "model" / f"{name}.yaml").is_file():
-                return name
-        return self.model
-
     def _own_layers(self) -> list[tuple[str, dict[str, Any]]]:
-        root = properties_folder()
-        files = [root / "overall.yaml", preset("model", self._preset_name()), preset("dataset", self.dataset)]
+        root, name = properties_folder(), preset_name(self.model_class)
+        files = [root / "overall.yaml", preset("model", name), preset("dataset", self.dataset)]
         if not self.is_llm:
-            files.append(preset("tuned", f"{self._preset_name()}-{self.dataset}"))
+            files.append(preset("tuned", f"{name}-{self.dataset}"))
         layers = [(f"properties/{path.relative_to(root)}", read_yaml(path)) for path in files if path.is_file()]
         if self.is_llm:
             named = [layer["backbone"] for _, layer in layers if isinstance(layer.get("backbone"), str)]

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import recbole
 import recbole.model.sequential_recommender as sequential
 from recbole.data import dataset as recbole_datasets
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -19,6 +20,7 @@ from recbole.utils import general_arguments, training_arguments
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_ilrec import settings
+from recbole_ilrec.configuration.presets import preset
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.registry import Registry, is_place, own_class
 from recbole_ilrec.runtime.compat import switch_off_anomaly_detection
@@ -116,6 +118,14 @@ def place_of(model: type) -> str:
     """The name by which :func:`find_model` finds a model class again, in another process too."""
     published = model.__module__.startswith(("recbole.", "recbole_ilrec."))
     return model.__name__ if published else f"{model.__module__}:{model.__name__}"
+
+
+def preset_name(model: type) -> str:
+    """The name under which a model has presets, here or in RecBole: its own, or that of its nearest parent."""
+    theirs = Path(recbole.__file__).parent / "properties" / "model"
+    named = (parent.__name__ for parent in model.__mro__)
+    with_presets = (name for name in named if preset("model", name).is_file() or (theirs / f"{name}.yaml").is_file())
+    return next(with_presets, model.__name__)
 
 
 def _refuse_special(name: str) -> None:
