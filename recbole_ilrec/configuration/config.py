@@ -19,7 +19,6 @@ from recbole.utils import InputType
 
 from recbole_ilrec.configuration.lookup import (
     PARADIGM_OF,
-    check_own_model,
     find_model,
     keys_read_by,
     known_keys,
@@ -124,9 +123,6 @@ class Config(RecBoleConfig):
             raise UserError(f"No {missing} given: name one, e.g. --{missing}={example}.")
         if os.sep in str(dataset) or str(dataset).startswith("."):
             raise UserError(f"dataset='{dataset}' must be a name: give the folder around it as --data_path=FOLDER.")
-        if isinstance(model, type):
-            self.is_llm = check_own_model(model)
-            return model.__name__, model, str(dataset)
         name, model_class, self.is_llm = find_model(model)
         return name, model_class, str(dataset)
 

@@ -72,8 +72,8 @@ def recbole_models() -> dict[str, str]:
     return names
 
 
-def find_model(name: str) -> tuple[str, type, bool]:
-    """The model that ``--model=NAME`` means.
+def find_model(name: str | type) -> tuple[str, type, bool]:
+    """The model that ``--model=NAME`` means, or that a class is.
 
     Returns:
         Its exact name, its class, and whether it is a language model of this package.
@@ -81,9 +81,9 @@ def find_model(name: str) -> tuple[str, type, bool]:
     Raises:
         UserError: no such model (with a suggestion), or one that needs a pipeline of its own.
     """
-    if is_place(name):
-        own = own_class("model", name)
-        return own.__name__, own, check_own_model(own)
+    if isinstance(name, type) or is_place(name):
+        own = name if isinstance(name, type) else own_class("model", name)
+        return own.__name__, own, _is_language_model(own)
     if name in MODELS:
         exact = next(known for known in MODELS if known.lower() == str(name).lower())
         return exact, MODELS.get(exact), True
@@ -95,7 +95,7 @@ def find_model(name: str) -> tuple[str, type, bool]:
     return exact, getattr(import_module(models[exact]), exact), False
 
 
-def check_own_model(model: type) -> bool:
+def _is_language_model(model: type) -> bool:
     """Whether a model class is a language model of this package's kind.
 
     Raises:
