@@ -56,6 +56,11 @@ def _trie(quick: bool) -> Measured:
         yield {"items": items}, json.loads(in_child("--trie", str(items)))
 
 
+def _decode(quick: bool) -> Measured:
+    for items, numbers in search.decode((10**4, 10**5, 10**6) + (() if quick else (10**7,))).items():
+        yield {"model": "tiny", "users": 64, "prompt tokens": 33, "beams": 20, "items": items}, numbers
+
+
 def _rewards(quick: bool) -> Measured:
     items = 10**5 if quick else 10**6
     yield {"items": items}, search.rewards(items)
@@ -91,6 +96,7 @@ GROUPS: dict[str, Callable[[bool], Measured]] = {
     "trie": _trie,
     "rewards": _rewards,
     "search": _search,
+    "decode": _decode,
     "prepare": _prepare,
     "load": _load,
     "start": _start,

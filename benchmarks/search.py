@@ -1,5 +1,8 @@
 """The trie, Eq. 10 and constrained search at growing catalogues."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -8,7 +11,7 @@ from benchmarks.steps import CASES
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.decoding.beam import beam_search
 from recbole_ilrec.identifiers.catalog import Catalog
-from recbole_ilrec.identifiers.trie import build_trie
+from recbole_ilrec.identifiers.trie import Trie, build_trie
 from recbole_ilrec.reward.token_reward import token_rewards
 from recbole_ilrec.settings import BackboneSettings
 
@@ -48,6 +51,25 @@ def rewards(items: int) -> dict[str, float]:
     example = torch.arange(8)[:, None].expand_as(path)
     spent = paired({"rewards": lambda: token_rewards(scores, catalog, example[path >= 0], path[path >= 0])}, 3)
     return {"ms a target": 1e3 * spent["rewards"]["seconds"] / 8}
+
+
+def decode(sizes: Sequence[int], users: int = 64, width: int = 20, rounds: int = 7) -> dict[int, dict[str, float]]:
+    """The whole search of ``tiny`` in catalogues of these sizes, alternating: prompts of 33 tokens, random weights."""
+    names = [f"<{level}_{code}>" for level in range(LEVELS) for code in range(CODES)]
+    backbone = build_backbone(BackboneSettings(dropout=0.0), names, [], 0).eval()
+    first = backbone.tokenizer.convert_tokens_to_ids(names[0])
+    tries = {size: build_trie(identifiers(size) + first)[0] for size in sizes}
+    prompts = torch.from_numpy(np.random.default_rng(0).integers(first, first + len(names), (users, 33)))
+    mask = torch.ones_like(prompts, dtype=torch.bool)
+
+    def search(tree: Trie) -> object:
+        return beam_search(backbone, tree, prompts, mask, num_beams=width)
+
+    spent = paired({str(size): partial(search, tree) for size, tree in tries.items()}, rounds)
+    return {
+        size: {"ms a user": 1e3 * spent[str(size)]["seconds"] / users, "of the smallest's": spent[str(size)]["ratio"]}
+        for size in sizes
+    }
 
 
 class World:

@@ -24,6 +24,11 @@ def test_our_search_finds_the_beams_of_the_library():
     assert search.beams(users=2, length=9, items=40, width=4, rounds=1)["same beams"] >= 0.75
 
 
+def test_searches_in_catalogues_of_several_sizes_are_timed_by_the_smallest():
+    found = search.decode((30, 300), users=2, width=4, rounds=1)
+    assert list(found) == [30, 300] and found[30]["of the smallest's"] == 1 and found[300]["ms a user"] > 0
+
+
 def test_trie_and_rewards_are_timed_and_shown():
     numbers = search.trie(300)
     assert numbers["nodes"] > 300
