@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import interactions_key
+from recbole_ilrec.configuration.outcome import interactions_key, request_of
 from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
@@ -181,6 +181,7 @@ class ClassicalTrainer(RecBoleTrainer):
             "items": self._items,
             "interactions": self._interactions,
             "config": _plain(self.config.as_dict()),
+            "request": request_of(self.config),
         }
         self.save_ranks("valid")
         save_state(self.saved_model_file, content, kind=self.config["model"])

@@ -10,7 +10,7 @@ from recbole_ilrec.errors import UserError
 _AS_TYPED = frozenset((
     "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
     "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
-    "out", "models", "columns", "seeds", "json", "space",
+    "out", "models", "columns", "seeds", "json", "space", "users", "history", "file",
 ))
 # fmt: on
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
@@ -55,6 +55,17 @@ def parse(argv: Sequence[str]) -> Arguments:
             raise UserError(f"--{key} is given twice, as {arguments.options[key]!r} and {value!r}: keep one of them.")
         arguments.options[key] = value
     return arguments
+
+
+def listed(value: Any) -> list[Any]:
+    """``a,b``, ``[a, b]`` or one value as a list; nothing as an empty one."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        return [value]
+    return [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip()]
 
 
 def _value(key: str, text: str) -> Any:

@@ -75,5 +75,4 @@ def self_hard_items(
 
 def _twins(catalog: Catalog, item: int) -> np.ndarray:
     """All items with the identifier of ``item``."""
-    leaf = catalog.leaf_of_item[item]
-    return catalog.item_order[catalog.leaf_start[leaf] : catalog.leaf_start[leaf + 1]].numpy()
+    return catalog.items_of(int(catalog.leaf_of_item[item])).numpy()

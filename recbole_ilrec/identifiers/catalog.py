@@ -76,6 +76,10 @@ class Catalog:
         """``[leaves]`` int64: items that share each identifier (1 when it is unique)."""
         return self.leaf_start.diff()
 
+    def items_of(self, leaf: int) -> Tensor:
+        """``[n]`` int64: the items with identifier ``leaf``, ascending."""
+        return self.item_order[self.leaf_start[leaf] : self.leaf_start[leaf + 1]]
+
     def group_rank(self) -> Tensor:
         """``[I + 1]`` int64: place of each item among those that share its identifier, in item order; 0 for padding."""
         order = torch.argsort(self.leaf_of_item[1:], stable=True)

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.data.dataset import Data, build_data
+from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.title import TITLE_FIELDS
@@ -18,11 +18,8 @@ from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import install, share, staging_folder
 from recbole_ilrec.report.card import model_card, program
 from recbole_ilrec.runs.stages import RESULT
-from recbole_ilrec.runtime.checkpoint import STATE, load_state
-from recbole_ilrec.runtime.resumption import BEST
+from recbole_ilrec.runs.trained import best_state, load_trained
 from recbole_ilrec.schema import Ranking
-from recbole_ilrec.settings import Settings
-from recbole_ilrec.training.best_weights import put_back
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +55,15 @@ def export_run(run: Path, out: Path, *, merge: bool = False) -> Path:
     Raises:
         UserError: no such run, one that was written by an older version, or ``out`` is there already.
     """
-    best = run / BEST if (run / BEST / STATE).is_file() else run
-    state = load_state(best)
-    if "request" not in state:
-        raise UserError(f"{run} is no run of a language model that can be exported: train it with this version.")
+    best, state = best_state(run)
+    if "settings" not in state:
+        raise UserError(f"{run} is no run of a language model: only those can be exported.")
     if state["settings"]["task"] == "candidates":
         raise UserError(f"{run} chooses among candidates; only runs that rank all items (task=full) can be exported.")
     if out.exists():
         raise UserError(f"--out={out} is there already: give the name of a new folder.")
-    config, data, model = _rebuilt(state, best, merge)
+    trained = load_trained(best, state, dequantise=merge)
+    config, data, model = trained.config, trained.data, trained.model
     if merge:
         model.backbone.merge_adapter()
     logger.info("Exporting %s to %s", best, out)
@@ -86,20 +83,6 @@ def export_run(run: Path, out: Path, *, merge: bool = False) -> Path:
             share(path)
         install(folder, out)
     return out
-
-
-def _rebuilt(state: Mapping[str, Any], best: Path, merge: bool) -> tuple[Config, Data, GenerativeRecommender]:
-    """The configuration, the data and the model of a run, with its best weights."""
-    request = state["request"]
-    given = {**request["config_dict"], "device": "auto", "show_progress": False, "resume_from_checkpoint": None}
-    config = Config(request["model"], request["dataset"], None, given)
-    settings = Settings.model_validate(state["settings"])  # as they were, whatever the presets say today
-    backbone = settings.backbone.model_copy(update={"dequantise": merge or settings.backbone.dequantise})
-    config.settings = settings.model_copy(update={"backbone": backbone})
-    data = build_data(config)
-    model: GenerativeRecommender = config.model_class(config, data.train._dataset).to(config["device"])
-    put_back(model, state, best)
-    return config, data, model.eval()
 
 
 def _write(path: Path, content: Any) -> None:
@@ -172,7 +155,7 @@ def _listed(ranking: Ranking, row: int, model: GenerativeRecommender, names: Any
     catalog, listed = model.catalog, []
     for leaf, score in zip(ranking.leaf[row].tolist(), ranking.score[row].tolist(), strict=True):
         if leaf >= 0:
-            items = catalog.item_order[catalog.leaf_start[leaf] : catalog.leaf_start[leaf + 1]].tolist()
+            items = catalog.items_of(leaf).tolist()
             listed.append({"items": [str(names[item]) for item in items], "score": score})
     return listed
 

@@ -6,7 +6,7 @@ Quick to import: nothing is looked up in data or runs.
 from pathlib import Path
 from typing import Any
 
-from recbole_ilrec.configuration.arguments import Arguments
+from recbole_ilrec.configuration.arguments import Arguments, listed
 from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.report.plan import Plan, narrowed, read_plan
@@ -59,15 +59,15 @@ class Asked:
         page, _, mark = str(arguments.take("into", "")).partition("#")
         self.into = _path(page or None)
         self.mark = mark or (f"{self.whole.name}-quick" if self.quick else self.whole.name)
-        self.sources = [Path(str(path)) for path in _list(arguments.take("from_archive"))]
+        self.sources = [Path(str(path)) for path in listed(arguments.take("from_archive"))]
         jobs = arguments.take("jobs")
         self.jobs = None if jobs is None else _whole_number("jobs", jobs)
         self.plan = narrowed(
             self.whole,
-            datasets=_list(arguments.take("dataset")),
-            backbones=_list(arguments.take("backbone")),
-            models=_list(arguments.take("models")),
-            columns=_list(arguments.take("columns")),
+            datasets=listed(arguments.take("dataset")),
+            backbones=listed(arguments.take("backbone")),
+            models=listed(arguments.take("models")),
+            columns=listed(arguments.take("columns")),
             seeds=_seeds(arguments.take("seeds"), self.whole.seeds[0]),
         )
         self.given = dict(arguments.options)
@@ -105,23 +105,12 @@ def _path(value: Any) -> Path | None:
     return None if value is None else Path(str(value))
 
 
-def _list(value: Any) -> list[Any]:
-    """``a,b``, ``[a, b]`` or one value as a list."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return value
-    if not isinstance(value, str):
-        return [value]
-    return [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip()]
-
-
 def _seeds(value: Any, first: int) -> list[int]:
     """A number says how many, from ``first`` on; a list says which."""
     if value is None:
         return []
     if isinstance(value, list) or (isinstance(value, str) and ("," in value or value.startswith("["))):
-        return [_whole_number("seeds", seed) for seed in _list(value)]
+        return [_whole_number("seeds", seed) for seed in listed(value)]
     count = _whole_number("seeds", value)
     if not 1 <= count <= _MOST_SEEDS:
         raise UserError(

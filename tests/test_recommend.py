@@ -1,0 +1,236 @@
+"""Lists of finished runs: the right items for whom they are asked, on screen and in files, and what is refused."""
+
+import json
+
+import numpy as np
+import polars
+import pytest
+
+import recbole_ilrec
+from recbole_ilrec import cli
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs.recommendation import Recommender
+from tests.worlds import LEARN, QUICK, ring_world, write_dataset, write_titled_ring
+
+STEP = [(7 * item + 5) % 24 for item in range(24)]
+CLASSICAL = {"device": "cpu", "show_progress": False, "state": "WARNING", "epochs": 2, "topk": [1, 5]}
+
+
+def following(item: str) -> str:
+    """What comes after an item of the ring world."""
+    return f"i{STEP[int(item[1:]) - 1] + 1}"
+
+
+def newest(root, name):
+    return max((root / "saved").glob(f"{name}-ring-*"), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The ring world with a language model that knows it and models of RecBole that hardly do, from one folder."""
+    root = tmp_path_factory.mktemp("recommend")
+    write_dataset(root / "dataset", "ring", *ring_world())
+    (root / "dataset" / "ring" / "ring.item").write_text(
+        "item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\tThing {min(n, 23)}\n" for n in range(1, 25))
+    )
+    places = {"data_path": str(root / "dataset"), "checkpoint_dir": str(root / "saved")}
+    result = run_recbole_ilrec("LCRec", "ring", config_dict={**QUICK, **LEARN, **places})
+    for name in ("SASRec", "Caser", "Pop"):
+        epochs = {"epochs": 1} if name == "Pop" else {}
+        run_recbole_ilrec(name, "ring", config_dict={**CLASSICAL, **places, **epochs})
+    return root, result
+
+
+@pytest.fixture
+def known(world):
+    return Recommender.load(newest(world[0], "LCRec"))
+
+
+def test_what_comes_next_is_recommended_to_known_users_and_new_ones(known):
+    users = known.users
+    assert len(users) == 60
+    histories = [known.history(user) for user in users]
+    assert [len(history) for history in histories] == [9 + user % 3 for user in range(60)]
+    histories = [history[:-1] for history in histories]  # no longer than those it has learned from
+    lists = known.recommend(histories, topk=5)
+    assert [places[0].item for places in lists] == [following(history[-1]) for history in histories]
+    for places in lists:
+        assert len(places) == 5 == len({place.item for place in places})
+        assert [place.score for place in places] == sorted((place.score for place in places), reverse=True)
+    by_id, by_title = known.recommend([["i1", "i6"], ["Thing 1", "thing 6"]], topk=3)
+    assert by_id == by_title and by_id[0][:2] == (following("i6"), f"Thing {following('i6')[1:]}")
+
+
+def test_lists_are_those_that_were_evaluated(world, known):
+    """A list after a user's history without the last item holds it as often as the run's test says."""
+    histories = [known.history(user) for user in known.users]
+    lists = known.recommend([history[:-1] for history in histories], topk=5)
+    hits = [history[-1] in [place.item for place in places] for history, places in zip(histories, lists, strict=True)]
+    assert np.mean(hits) == pytest.approx(world[1]["test_result"]["hit@5"])
+
+
+@pytest.mark.parametrize("name", ["LCRec", "SASRec", "Caser", "Pop"])
+def test_items_of_the_history_are_left_out_where_that_is_asked_for(world, name):
+    asked = Recommender.load(newest(world[0], name), exclude_history=True, device="cpu")
+    history = asked.history("u0")
+    (places,) = asked.recommend([history], users=["u0"], topk=24)
+    assert not {place.item for place in places} & {*history}
+    if name != "LCRec":  # whose lists are as long as there are beams
+        assert len(places) == 24 - len({*history})
+    (freely,) = Recommender.load(newest(world[0], name)).recommend([history], users=["u0"], topk=24)
+    kept = [place for place in freely if place.item not in history]
+    assert [place.score for place in kept[: len(places)]] == pytest.approx([place.score for place in places], abs=1e-5)
+
+
+def test_scores_of_recboles_models_are_theirs(world):
+    asked = Recommender.load(newest(world[0], "SASRec"))
+    data = asked.trained.data
+    rows = data.test._dataset.inter_feat
+    scores = asked.trained.model.full_sort_predict(rows)[:, 1:].detach()
+    histories = [asked.history(user)[:-1] for user in asked.users]
+    lists = asked.recommend(histories, topk=3, batch_size=7)
+    best, item = scores.topk(3)
+    order = {user: row for row, user in enumerate(rows["user_id"].tolist())}
+    for number, places in enumerate(lists, start=1):
+        row = order[number]
+        assert [place.score for place in places] == pytest.approx(best[row].tolist(), abs=1e-5)
+        assert [place.item for place in places] == [asked.items[i + 1] for i in item[row].tolist()]
+
+
+def test_a_longer_list_than_the_runs_needs_no_setting(known):
+    assert len(known.recommend([["i1"]], topk=20)[0]) == 20 > known.trained.config.settings.decode.num_beams
+
+
+def test_items_that_share_an_identifier_follow_each_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sequences, identifiers = ring_world(users=12)
+    identifiers[3] = identifiers[4]
+    write_dataset(tmp_path / "dataset", "ring", sequences, identifiers)
+    run_recbole_ilrec("LCRec", "ring", config_dict={**QUICK, "max_steps": 2, "num_beams": 10})
+    asked = Recommender.load(newest(tmp_path, "LCRec"))
+    (places,) = asked.recommend([["i1"]], topk=24)
+    assert len(places) == 24 == len({place.item for place in places})
+    at = [place.item for place in places].index("i4")
+    (twin,) = (n for n in (at - 1, at + 1) if 0 <= n < 24 and places[n].item == "i5")
+    assert places[at].score == places[twin].score
+    history = [["i1", "i4"]]
+    (left,) = Recommender.load(newest(tmp_path, "LCRec"), exclude_history=True).recommend(history, topk=24)
+    assert {place.item for place in left} == {f"i{n}" for n in range(1, 25)} - {"i1", "i4"}
+
+
+def test_titles_by_grounding_are_recommended_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_titled_ring(tmp_path)
+    settings = {**QUICK, "max_steps": 2, "topk": [5], "valid_metric": "NDCG@5", "bigrec.ranker": "grounding"}
+    run_recbole_ilrec("BIGRec", "ring", config_dict=settings)
+    asked = Recommender.load(newest(tmp_path, "BIGRec"))
+    (places,) = asked.recommend([["i1", "Star Trek"]], topk=12)
+    assert {place.item for place in places} == {f"i{n}" for n in range(1, 13)}
+
+
+# ---- the verb
+
+
+def test_lists_on_the_screen(world, capsys, monkeypatch):
+    monkeypatch.chdir(world[0])
+    run = str(newest(world[0], "LCRec"))
+    assert cli.main(["recommend", run, "--users=u0,u7", "--topk=2"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "LCRec on ring; items of the history may come again"
+    assert shown[2].startswith("u0: 9 items, the last: Thing ") and shown[6].startswith("u7: 10 items")
+    assert shown[3].split()[0] == "1" and shown[3].split()[1] == following(f"i{shown[2].split()[-1]}")
+    assert cli.main(["recommend", run, "--history=i1,i6", "--topk=1"]) == 0
+    one = capsys.readouterr().out
+    assert cli.main(["recommend", run, "--history=Thing 1; Thing 6", "--topk=1", "--num_threads=1"]) == 0
+    assert capsys.readouterr().out == one and f"  {following('i6')}  " in one
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_lists_of_all_users_as_a_file(world, tmp_path, capsys, suffix):
+    out = tmp_path / "new" / f"lists.{suffix}"
+    assert cli.main(["recommend", str(newest(world[0], "SASRec")), f"--out={out}", "--topk=3"]) == 0
+    assert capsys.readouterr().out == f"60 lists, 180 places: {out}\n"
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    match suffix:
+        case "parquet":
+            table = polars.read_parquet(out)
+        case "jsonl":
+            table = polars.DataFrame([json.loads(line) for line in out.read_text().splitlines()])
+        case _:
+            table = polars.read_csv(out, separator="\t" if suffix == "tsv" else ",")
+    assert table.columns == ["user", "rank", "item", "title", "score"] and len(table) == 180
+    assert table["rank"].to_list() == [1, 2, 3] * 60 and table["user"][0] == "u0"
+
+
+def test_new_users_from_a_table_of_clicks(world, tmp_path, capsys):
+    rows = ["user_id,item_id,timestamp", "new,i6,20", "new,i1,10", "new,strange,30", "odd,strange,1"]
+    (tmp_path / "clicks.csv").write_text("\n".join(rows) + "\n")
+    run = str(newest(world[0], "LCRec"))
+    assert cli.main(["recommend", run, f"--file={tmp_path / 'clicks.csv'}", "--topk=1"]) == 0
+    said = capsys.readouterr()
+    assert "new: 2 items, the last: Thing 1 | Thing 6" in said.out and "odd" not in said.out
+    assert following("i6") in said.out.splitlines()[-1]
+    assert "warning: 1 items of" in said.err and "are unknown to the model and left out: strange." in said.err
+    assert "warning: 1 users of" in said.err and "have no known item and get no list: odd." in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("LCRec", ["--users=u99x"], "There is no user 'u99x' in 'ring'. Did you mean 'u9'?"),
+        ("LCRec", ["--users=,"], "--users is empty"),
+        ("LCRec", ["--history=i1,i99"], "There is no item 'i99' in 'ring'. Did you mean 'i9'?"),
+        (
+            "LCRec",
+            ["--history=Thing 23"],
+            "2 items are called 'Thing 23': give the id of the one that is meant (i24, i23)",
+        ),
+        ("LCRec", ["--history=;"], "History 1 is empty"),
+        ("LCRec", [], "60 lists are too many for the screen (at most 50): give --out=FILE"),
+        ("LCRec", ["--out=lists.xlsx"], "--out=lists.xlsx is no table: end it in .csv, .tsv, .jsonl, .parquet."),
+        ("LCRec", ["--users=u1", "--history=i1"], "--users and --history each say who gets lists"),
+        ("LCRec", ["--users=u1", "--topk=25"], "topk=25 is not allowed: there are 24 items, so 1 to 24."),
+        ("LCRec", ["--users=u1", "--topk=0"], "topk=0 is not allowed: give a whole number from 1 on"),
+        ("LCRec", ["--users=u1", "--exclude_history=maybe"], "exclude_history=maybe is not allowed"),
+        ("LCRec", ["--user=u1"], "Unknown option of recommend 'user'. Did you mean 'users'?"),
+        ("LCRec", ["--file=nowhere.csv"], "--file=nowhere.csv is no file"),
+        ("LCRec", ["--users=u1", "--data_path=nowhere"], "Unknown dataset 'ring': there is no folder 'nowhere/ring'."),
+        (
+            "Caser",
+            ["--history=i1"],
+            "Caser learns a vector for each user, so it knows the users of its training data only",
+        ),
+    ],
+)
+def test_what_is_refused_is_one_line(world, capsys, name, options, message):
+    assert cli.main(["recommend", str(newest(world[0], name)), *options]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_runs_that_cannot_recommend_are_named(world, tmp_path, capsys):
+    assert cli.main(["recommend"]) == 2 and "recommend takes one run" in capsys.readouterr().err
+    assert cli.main(["recommend", str(tmp_path)]) == 2
+    assert f"{tmp_path} is no checkpoint of this package" in capsys.readouterr().err
+    last = newest(world[0], "SASRec") / "last"
+    assert cli.main(["recommend", str(last), "--users=u1"]) == 2
+    assert "does not say how its model was made: give the folder of a finished run" in capsys.readouterr().err
+
+
+def test_data_with_other_items_are_refused(world, tmp_path):
+    write_dataset(tmp_path, "ring", *ring_world(items=20))
+    with pytest.raises(UserError, match=r"knows other items than 'ring' in .* has today: give the --data_path"):
+        Recommender.load(newest(world[0], "SASRec"), data_path=str(tmp_path))
+
+
+def test_choices_among_candidates_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_titled_ring(tmp_path)
+    settings = {**CLASSICAL, "task": "candidates", "candidates.count": 4, "topk": [1], "valid_metric": "Hit@1"}
+    run_recbole_ilrec("SASRec", "ring", config_dict={**settings, "metrics": ["Hit"], "epochs": 1})
+    with pytest.raises(UserError, match="chooses among candidates: recommend takes runs that rank all items"):
+        Recommender.load(newest(tmp_path, "SASRec"))
+
+
+def test_it_is_offered_at_the_top():
+    assert recbole_ilrec.Recommender is Recommender
