@@ -14,7 +14,7 @@ from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.interrupts import Interrupted, raised
-from recbole_ilrec.verbs import compare, doctor, recommend, report, search
+from recbole_ilrec.verbs import compare, doctor, inspect, recommend, report, search
 from recbole_ilrec.verbs import table as table_verb
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -27,6 +27,7 @@ verbs
   table      a table of the paper, its missing runs made first
   figure     a figure of the paper, likewise
   recommend  what a trained model recommends, to its users or new ones
+  inspect    why this item: one answer, token by token and layer by layer
   export     write a run's model as a folder for transformers and peft
   doctor     check data, split, identifiers and prompts before a run
   compare    compare two runs user by user
@@ -211,6 +212,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "table": (table_verb.table, table_verb.TABLE_HELP),
     "figure": (table_verb.figure, table_verb.FIGURE_HELP),
     "recommend": (recommend.recommend, recommend.HELP),
+    "inspect": (inspect.inspect, inspect.HELP),
     "export": (export, EXPORT_HELP),
     "doctor": (doctor.doctor, doctor.HELP),
     "compare": (compare.compare, compare.HELP),

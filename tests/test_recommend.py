@@ -186,7 +186,7 @@ def test_new_users_from_a_table_of_clicks(world, tmp_path, capsys):
             ["--history=Thing 23"],
             "2 items are called 'Thing 23': give the id of the one that is meant (i24, i23)",
         ),
-        ("LCRec", ["--history=;"], "History 1 is empty"),
+        ("LCRec", ["--history=;"], "A history is empty: give at least one item."),
         ("LCRec", [], "60 lists are too many for the screen (at most 50): give --out=FILE"),
         ("LCRec", ["--out=lists.xlsx"], "--out=lists.xlsx is no table: end it in .csv, .tsv, .jsonl, .parquet."),
         ("LCRec", ["--users=u1", "--history=i1"], "--users and --history each say who gets lists"),

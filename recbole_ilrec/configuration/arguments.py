@@ -10,7 +10,7 @@ from recbole_ilrec.errors import UserError
 _AS_TYPED = frozenset((
     "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
     "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
-    "out", "models", "columns", "seeds", "json", "space", "users", "history", "file",
+    "out", "models", "columns", "seeds", "json", "space", "users", "history", "file", "user", "item",
 ))
 # fmt: on
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}

@@ -17,7 +17,7 @@ from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_ent
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import Distribution, distribution
 from recbole_ilrec.objective.ragged import RowLists, in_order, pair_mask
-from recbole_ilrec.objective.self_hard import ensemble_logits, ensemble_of_logits, hard_negatives, penalty_weights
+from recbole_ilrec.objective.self_hard import ensemble_logits, ensemble_of_logits, negatives_under, penalty_weights
 from recbole_ilrec.objective.sft import at_least_float32
 from recbole_ilrec.schema import LayerStates, LegalTokens, LossTerms, TokenBatch
 from recbole_ilrec.settings import ILRecSettings
@@ -223,22 +223,10 @@ class ILRec:
 
     def _negatives(self, tables: Tables, rows: _Rows) -> Tensor | None:
         """``[n, V]`` of 0 and 1, Eq. 4-5; ``None`` where no part uses them."""
-        settings, logits = self.settings, rows.final.logits
         if not self._uses_negatives:
             return None
-        allowed = None
-        if settings.neg_scope == "item_tokens" and self.item_tokens is not None:
-            allowed = self.item_tokens.to(logits.device)
-        elif settings.neg_scope == "legal" and rows.legal is not None:
-            allowed = pair_mask(rows.legal, logits)
-        negatives = hard_negatives(
-            logits if tables.ensemble is None else tables.ensemble,
-            rows.targets,
-            settings.alpha,
-            threshold_on=settings.threshold_on,
-            final=logits if settings.tau_from == "final" else None,
-            allowed=allowed,
-            max_negatives=settings.max_negatives,
+        negatives = negatives_under(
+            self.settings, rows.final.logits, tables.ensemble, rows.targets, rows.legal, self.item_tokens
         )
         return negatives if rows.active is None else negatives.mul_(rows.active[:, None])
 

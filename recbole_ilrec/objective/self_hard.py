@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from recbole_ilrec.objective.distribution import restricted_softmax
+from recbole_ilrec.objective.ragged import pair_mask
 from recbole_ilrec.objective.sft import at_least_float32
+from recbole_ilrec.schema import LegalTokens
+from recbole_ilrec.settings import ILRecSettings
 
 
 def ensemble_logits(
@@ -118,6 +121,40 @@ def hard_negatives(
     if max_negatives is not None and max_negatives < ensemble.shape[1]:
         negatives = _most_probable(ensemble, negatives, max_negatives)
     return negatives
+
+
+def negatives_under(
+    settings: ILRecSettings,
+    final: Tensor,
+    ensemble: Tensor | None,
+    targets: Tensor,
+    legal: LegalTokens | None,
+    item_tokens: Tensor | None,
+) -> Tensor:
+    """:func:`hard_negatives` as the settings read Eq. 4-5.
+
+    Args:
+        settings: of ILRec.
+        final: ``[N, V]`` logits of the last layer.
+        ensemble: ``[N, V]`` ensemble logits, or ``None`` where the last layer's own take their place.
+        targets: ``[N]`` int64.
+        legal: legal tokens of the N rows, for ``neg_scope: legal``.
+        item_tokens: ``[V]`` bool, for ``neg_scope: item_tokens``.
+    """
+    allowed = None
+    if settings.neg_scope == "item_tokens" and item_tokens is not None:
+        allowed = item_tokens.to(final.device)
+    elif settings.neg_scope == "legal" and legal is not None:
+        allowed = pair_mask(legal, final)
+    return hard_negatives(
+        final if ensemble is None else ensemble,
+        targets,
+        settings.alpha,
+        threshold_on=settings.threshold_on,
+        final=final if settings.tau_from == "final" else None,
+        allowed=allowed,
+        max_negatives=settings.max_negatives,
+    )
 
 
 def penalty_weights(ensemble: Tensor, negatives: Tensor, *, weight_from: str = "logit") -> Tensor:

@@ -164,16 +164,24 @@ class Recommender:
             raise UserError(f"topk={topk} is not allowed: there are {size:,} items, so 1 to {size:,}.")
         if not histories:
             return []
-        past = [self._numbers(history, row) for row, history in enumerate(histories)]
+        past = [self.numbers(history) for history in histories]
         numbers = self._user_numbers(users, len(past))
-        pairs = _pairs(past, numbers, self.trained.config["MAX_ITEM_LIST_LENGTH"])
+        pairs = pairs_of_histories(past, self.trained.config["MAX_ITEM_LIST_LENGTH"], users=numbers)
         if self.trained.config.is_llm:
             return self._generated(pairs, topk, batch_size, progress)
         return self._scored(pairs, topk, batch_size, progress)
 
-    def _numbers(self, history: Sequence[str], row: int) -> np.ndarray:
+    def numbers(self, history: Sequence[str]) -> np.ndarray:
+        """Internal ids of items.
+
+        Args:
+            history: their ids or titles.
+
+        Raises:
+            UserError: there is none, or one is not known.
+        """
         if not len(history):
-            raise UserError(f"History {row + 1} is empty: give at least one item.")
+            raise UserError("A history is empty: give at least one item.")
         ids = self._dataset.field2token_id[self._dataset.iid_field]
         numbers = []
         for name in history:
@@ -255,13 +263,23 @@ def _learns_users(model: torch.nn.Module) -> bool:
     return any(name.lower().startswith("user") or name.startswith("UI") for name, _ in model.named_parameters())
 
 
-def _pairs(histories: Sequence[np.ndarray], users: np.ndarray, window: int) -> Pairs:
-    """Histories as rows without a target: the window holds their last items, the past all of them."""
+def pairs_of_histories(
+    histories: Sequence[np.ndarray], window: int, *, users: np.ndarray | None = None, target: int = 0
+) -> Pairs:
+    """Histories as rows: the window holds their last items, the past all of them.
+
+    Args:
+        histories: internal ids of each one's items, oldest first.
+        window: items of a row at most.
+        users: internal ids, 0 for new ones; by default all new.
+        target: the item after each history; 0 where it is not known.
+    """
     lengths = np.array([min(len(history), window) for history in histories])
     table = np.zeros((len(histories), window), dtype=np.int64)
     for row, (history, length) in enumerate(zip(histories, lengths, strict=True)):
         table[row, :length] = history[-length:]
     ends = np.cumsum([len(history) for history in histories])
     past = np.stack([np.r_[0, ends[:-1]], ends], axis=1)
-    nothing = np.zeros(len(histories), dtype=np.int64)
-    return Pairs(users, table, lengths, nothing, timeline=np.concatenate(histories), past=past)
+    who = np.zeros(len(histories), dtype=np.int64) if users is None else users
+    targets = np.full(len(histories), target)
+    return Pairs(who, table, lengths, targets, timeline=np.concatenate(histories), past=past)

@@ -135,7 +135,7 @@ def _number(key: str, value: Any) -> int | None:
 
 def _asked(recommender: "Recommender", options: Mapping[str, Any]) -> _Asked:
     if "history" in options:
-        return _Asked(["the history given"], [_items(recommender, str(options["history"]))])
+        return _Asked(["the history given"], [items_of(recommender, str(options["history"]))])
     if "file" in options:
         return _of_file(recommender, Path(str(options["file"])))
     names = listed(options["users"]) if "users" in options else recommender.users
@@ -145,7 +145,7 @@ def _asked(recommender: "Recommender", options: Mapping[str, Any]) -> _Asked:
     return _Asked(names, [recommender.history(name) for name in names])
 
 
-def _items(recommender: "Recommender", text: str) -> list[str]:
+def items_of(recommender: "Recommender", text: str) -> list[str]:
     """One item where the whole text is one, else the parts between ';' or, without any, between commas."""
     if recommender.known(text) is not None:
         return [text]

@@ -1,0 +1,123 @@
+"""One answer looked at: the numbers are those of the model and of the equations, and what is refused is one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recbole_ilrec import cli
+from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs.inspection import inspect_answer
+from recbole_ilrec.runs.recommendation import Recommender
+from tests.worlds import LEARN, QUICK, ring_world, write_dataset, write_titled_ring
+
+
+def newest(root, name):
+    return max((root / "saved").glob(f"{name}-ring-*"), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inspect")
+    write_dataset(root / "dataset", "ring", *ring_world())
+    places = {"data_path": str(root / "dataset"), "checkpoint_dir": str(root / "saved")}
+    run_recbole_ilrec("ILRec", "ring", config_dict={**QUICK, **LEARN, **places, "k": 2, "epochs": 12})
+    run_recbole_ilrec("Pop", "ring", config_dict={"device": "cpu", "state": "WARNING", "topk": [5], **places})
+    return root
+
+
+@pytest.fixture
+def asked(world):
+    return Recommender.load(newest(world, "ILRec"), device="cpu")
+
+
+def test_an_answer_is_scored_as_the_model_scores_it(asked):
+    whole = asked.history("u3")
+    seen = inspect_answer(asked, whole[:-1], whole[-1], whole, most=6)
+    data = asked.trained.data.test._dataset.inter_feat
+    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.users.index("u3") + 1)
+    assert seen.log_prob == pytest.approx(asked.trained.model.predict(data[[row]]).item(), abs=1e-4)
+    assert (seen.history, seen.item, seen.place) == (whole[:-1], whole[-1], 1)
+    assert [len(place.prefix) for place in seen.places] == [0, 1] and seen.places[0].items == 24
+    assert sum(place.losses["ce"] for place in seen.places) == pytest.approx(-seen.log_prob)
+
+
+def test_tables_hold_the_truth_its_rivals_and_what_stands_behind_them(asked):
+    whole = asked.history("u3")
+    seen = inspect_answer(asked, whole[:-1], whole[-2], whole, most=9)
+    alpha = asked.trained.config.settings.ilrec.alpha
+    for place in seen.places:
+        (truth,) = [token for token in place.tokens if token.truth]
+        assert len(place.tokens) == 9 and not truth.negative and truth.items >= truth.own >= 1
+        assert place.threshold == pytest.approx(alpha * truth.ensemble)
+        assert [token.final for token in place.tokens] == sorted((token.final for token in place.tokens), reverse=True)
+        for token in place.tokens:
+            assert len(token.layers) == 2 and (token.weight > 0) == token.negative
+            assert token.truth or token.negative == (token.ensemble >= place.threshold)
+            assert token.items or token.reward == 0 == token.own
+            assert len(token.examples) == min(token.items, 2)
+    first = seen.places[0]
+    every = inspect_answer(asked, whole[:-1], whole[-2], whole, most=200).places[0].tokens
+    assert sum(token.items for token in every) == first.items == 24
+    assert sum(token.reward for token in every) == pytest.approx(1, abs=1e-5)
+    assert sum(token.own for token in every) == len({*whole})
+    assert sum(token.final for token in every) == pytest.approx(1) == sum(token.weight for token in every)
+    assert first.negatives == sum(token.negative for token in every)
+
+
+def test_rewards_are_those_of_training(asked):
+    """The row of the test part gives the same rewards by the collaborative model's own verb."""
+    model, data = asked.trained.model, asked.trained.data.test._dataset.inter_feat
+    whole = asked.history("u3")
+    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.users.index("u3") + 1)
+    probabilities = model.reward_model.probabilities(data[[row]])[0]
+    every = inspect_answer(asked, whole[:-1], whole[-1], [], most=200).places[0].tokens
+    tokens = model.backbone.tokenizer.convert_tokens_to_ids([token.token for token in every])
+    first = model.catalog.tokens[1:, 0]
+    sums = [float(probabilities[first == token].sum()) for token in tokens]
+    assert [token.reward for token in every] == pytest.approx(sums, abs=1e-5)
+
+
+def test_the_last_layer_alone_and_titles_are_inspected_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_titled_ring(tmp_path)
+    settings = {**QUICK, "max_steps": 2, "topk": [5], "valid_metric": "NDCG@5", "paradigm": "bigrec", "k": 0, "mu": 0}
+    run_recbole_ilrec("ILRec", "ring", config_dict=settings)
+    asked = Recommender.load(newest(tmp_path, "ILRec"))
+    seen = inspect_answer(asked, ["Star", "i2"], "pale box", [], most=3)
+    assert seen.title == "pale box" and seen.history == ["i1", "i2"]
+    assert all(token.layers == () and token.reward is None for place in seen.places for token in place.tokens)
+
+
+def test_the_verb_shows_and_writes_it(world, tmp_path, capsys):
+    run, file = str(newest(world, "ILRec")), tmp_path / "seen.json"
+    assert cli.main(["inspect", run, "--user=u3", "--tokens=4", f"--json={file}"]) == 0
+    shown = capsys.readouterr().out
+    assert "answer i" in shown and "place 1 of the model's list" in shown and "token 2, after <a_" in shown
+    assert "L-2      L-1 ensemble  neg       w       r   items  own  for example" in shown
+    content = json.loads(file.read_text())
+    assert content["place"] == 1 and len(content["places"][0]["tokens"]) == 4
+    assert {"ce", "cpo", "cpd", "crr"} == content["places"][0]["losses"].keys()
+    assert cli.main(["inspect", run, "--history=i1,i6", "--item=i24"]) == 0
+    assert "after 2 items, the last: i1 | i6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ILRec", [], "inspect looks at one answer: give --user=ID"),
+        ("ILRec", ["--user=u1", "--history=i1"], "inspect looks at one answer"),
+        ("ILRec", ["--history=i1"], "--history needs --item=ITEM"),
+        ("ILRec", ["--user=u1", "--item=i77"], "There is no item 'i77' in 'ring'. Did you mean 'i7'?"),
+        ("ILRec", ["--user=u1", "--tokens=0"], "tokens=0 is not allowed"),
+        ("ILRec", ["--usr=u1"], "Unknown option of inspect 'usr'. Did you mean 'user'?"),
+        ("Pop", ["--user=u1"], "Pop has no layers to inspect: give a run of a language model"),
+    ],
+)
+def test_what_is_refused_is_one_line(world, capsys, name, options, message):
+    assert cli.main(["inspect", str(newest(world, name)), *options]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_it_takes_one_run(capsys):
+    assert cli.main(["inspect"]) == 2 and "inspect takes one run" in capsys.readouterr().err
