@@ -41,6 +41,13 @@ def test_a_run_loads_neither_the_compiler_nor_what_only_others_need(ring):
     assert json.loads(done.stderr.splitlines()[-1]) == [0, [], True, True, None]
 
 
+def test_what_shows_runs_loads_no_language_model():
+    check = (
+        "import sys, recbole_ilrec.verbs.figures, recbole_ilrec.verbs.report; sys.exit('transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], cwd=PROJECT, check=True)
+
+
 @pytest.mark.parametrize("given", [None, "0", "1"])
 def test_imports_leave_collector_and_switch_as_they_were(monkeypatch, given):
     monkeypatch.delenv(SWITCH, raising=False)

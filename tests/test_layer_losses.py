@@ -10,7 +10,8 @@ from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.models.methods import LCRec
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.training.layer_losses import USERS, layer_losses
+from recbole_ilrec.runtime.history import USERS_OF_LAYERS
+from recbole_ilrec.training.layer_losses import layer_losses
 from tests.worlds import QUICK
 
 
@@ -19,7 +20,7 @@ def test_losses_are_those_of_the_models_own_hidden_states(ring):
     data = build_data(config)
     model = LCRec(config, data.train._dataset).eval()
     pairs = to_pairs(data.valid._dataset.inter_feat, model)
-    assert len(pairs) < USERS
+    assert len(pairs) < USERS_OF_LAYERS
     own = model.backbone.model
     sums, tokens = torch.zeros(own.config.num_hidden_layers, dtype=torch.float64), 0
     for history, target in zip(pairs.histories(range(len(pairs))), pairs.target, strict=True):

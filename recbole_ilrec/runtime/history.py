@@ -16,6 +16,9 @@ HISTORY = "history.jsonl"
 VALIDATION = "valid/"
 """What the names of validation metrics begin with; those of training begin with ``train/``."""
 
+USERS_OF_LAYERS = 256
+"""Validation users on whom the losses of the layers are noted."""
+
 
 def validation(epoch: float, step: int | None, metrics: Mapping[str, float]) -> dict[str, Any]:
     """The line of a validation after ``epoch`` epochs."""

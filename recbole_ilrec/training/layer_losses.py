@@ -11,13 +11,12 @@ from recbole.utils import dict2str, set_color
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.prompt.rows import Pairs
+from recbole_ilrec.runtime.history import USERS_OF_LAYERS
 from recbole_ilrec.schema import TokenBatch
 from recbole_ilrec.training.loop import StepTrainer
 
 logger = logging.getLogger(__name__)
 
-USERS = 256
-"""Users on whom the layers are compared."""
 _BATCH = 32
 
 
@@ -37,7 +36,7 @@ def layer_losses(model: GenerativeRecommender, pairs: Pairs) -> list[float]:
     """
     backbone = model.backbone
     sums, tokens = torch.zeros(backbone.num_layers, dtype=torch.float64), 0
-    for batch in _batches(model, pairs.some(USERS)):
+    for batch in _batches(model, pairs.some(USERS_OF_LAYERS)):
         states = backbone.layer_states(batch.input_ids, batch.select, backbone.num_layers - 1)
         for layer, state in enumerate((*states.candidates, states.final)):
             sums[layer] += cross_entropy(states.head(state), batch.targets).sum().item()

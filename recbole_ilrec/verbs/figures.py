@@ -8,7 +8,7 @@ from recbole_ilrec.report.figure import Panel, Picture, Series
 from recbole_ilrec.report.plan import Column
 from recbole_ilrec.report.statistics import ALPHA
 from recbole_ilrec.report.table import MARK, Cell, Table
-from recbole_ilrec.training.layer_losses import USERS
+from recbole_ilrec.runtime.history import USERS_OF_LAYERS
 from recbole_ilrec.verbs.tables import MARKED, QUICK, Grid, Outcomes, framed, metric_name, spread
 
 
@@ -38,8 +38,8 @@ def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:
 def _of_layers(grid: Grid, outcomes: Outcomes, quick: bool) -> str:
     """Whose losses the curves are: not those of the users of the table."""
     records = [outcome.record for outcome in outcomes.values() if outcome.record]
-    parts = [record["evaluation"].get("valid", {}).get("rows_evaluated", USERS) for record in records]
-    users = " or ".join(str(count) for count in sorted({min(USERS, part) for part in parts}))
+    parts = [record["evaluation"].get("valid", {}).get("rows_evaluated", USERS_OF_LAYERS) for record in records]
+    users = " or ".join(str(count) for count in sorted({min(USERS_OF_LAYERS, part) for part in parts}))
     said = [f"Mean over the tokens of the validation item of {users} users, each after the true tokens before it."]
     return framed(grid.plan, records, [*said, f"{_bars_for(spread(grid.plan)).capitalize()}."], quick)
 
