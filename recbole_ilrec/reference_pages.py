@@ -30,9 +30,9 @@ This page is generated from `recbole_ilrec/settings/` by `{COMMAND}`; do not edi
 Every setting can be given on the command line (`--alpha=0.8`, `--decode.renormalise=true`), in a YAML file named by
 `--config_files`, or in `config_dict` of `run_recbole_ilrec(...)`; a section may also be written as a mapping
 (`decode: {{renormalise: true}}`). Later wins: RecBole's YAML files, `properties/overall.yaml`, `properties/model`,
-`properties/dataset`, `properties/pretrained.yaml` (backbones with a path), `properties/backbone`,
-`properties/paradigm` and `properties/tuned` (language models only), your files in their order, `config_dict` or the
-command line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is
+`properties/dataset`, for language models also `properties/pretrained.yaml` (backbones with a path),
+`properties/backbone`, `properties/paradigm` and `properties/task`, then `properties/tuned`, your files in their order,
+`config_dict` or the command line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is
 refused.
 
 *Short* is the flat name, where there is one; both names work. *Preset* names the files in `properties/` that set the

@@ -49,7 +49,7 @@ class TokenBatch:
         node: ``[N]`` int64, trie node reached by the identifier's tokens before the target; -1 outside the trie.
         target: ``[N]`` int64, number of the training target (item to predict) the token belongs to, in the order of
             the data set's targets; -1 where the answer is no item.
-        ilrec_rows: ``[N]`` bool, whether ILRec's terms apply (A30: the ``seqrec`` task), or ``None`` for all.
+        ilrec_rows: ``[N]`` bool, whether ILRec's terms apply (the ``seqrec`` task), or ``None`` for all.
         row_keys: ``[B]`` int64, which decide all that a training step leaves to chance in a row
             (:mod:`recbole_ilrec.chance`), or ``None``: then it is drawn anew.
     """

@@ -1,4 +1,4 @@
-"""Run records and the README's table made of them."""
+"""Run records and the table made of them."""
 
 import json
 import os
@@ -53,9 +53,9 @@ def test_a_line_that_is_taken_back_takes_none_of_another_writer_with_it(tmp_path
     assert read_records(path) == [{"n": 1}, {"n": 2}]
 
 
-def test_the_readmes_numbers_come_from_the_committed_records():
+def test_numbers_of_single_runs_come_from_the_committed_records():
     table = results_table(read_records(ROOT / "docs" / "records.jsonl"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert between_marks(readme, BLOCK, table) == readme, (
-        "python -m recbole_ilrec.report.results docs/records.jsonl README.md"
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert between_marks(page, BLOCK, table) == page, (
+        "python -m recbole_ilrec.report.results docs/records.jsonl docs/tuning.md"
     )

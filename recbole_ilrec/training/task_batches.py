@@ -24,7 +24,7 @@ class TaskBatches(MicroBatches):
 
     Choice: the paper does not say whether LC-Rec's other tasks are trained with it, nor what ILRec does to them. By
     default ``tasks`` is ``seqrec`` alone. Rows of other tasks are trained with plain cross-entropy, unless
-    ``ilrec_tasks`` names their task (A30).
+    ``ilrec_tasks`` names their task.
 
     Args:
         rows: rows of ``seqrec``.
