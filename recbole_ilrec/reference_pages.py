@@ -30,10 +30,9 @@ This page is generated from `recbole_ilrec/settings/` by `{COMMAND}`; do not edi
 Every setting can be given on the command line (`--alpha=0.8`, `--decode.renormalise=true`), in a YAML file named by
 `--config_files`, or in `config_dict` of `run_recbole_ilrec(...)`; a section may also be written as a mapping
 (`decode: {{renormalise: true}}`). Later wins: RecBole's YAML files, `properties/overall.yaml`, `properties/model`,
-`properties/dataset`, for language models also `properties/pretrained.yaml` (backbones with a path),
-`properties/backbone`, `properties/paradigm` and `properties/task`, then `properties/tuned`, your files in their order,
-`config_dict` or the command line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is
-refused.
+`properties/dataset`; for language models `properties/pretrained.yaml` (backbones with a path), `properties/backbone`,
+`properties/paradigm` and `properties/task`; `properties/tuned`; your files in their order; `config_dict` or the command
+line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is refused.
 
 *Short* is the flat name, where there is one; both names work. *Preset* names the files in `properties/` that set the
 value in place of the default, for that model, backbone, or pair of backbone and dataset. `~` is an empty value.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_ilrec import cli
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.inspection import inspect_answer
 from recbole_ilrec.runs.recommendation import Recommender
@@ -32,10 +33,10 @@ def asked(world):
 
 
 def test_an_answer_is_scored_as_the_model_scores_it(asked):
-    whole = asked.history("u3")
-    seen = inspect_answer(asked, whole[:-1], whole[-1], whole, most=6)
+    whole = asked.names.history("u3")
+    seen = inspect_answer(asked, whole[:-1], whole[-1], own=whole, most=6)
     data = asked.trained.data.test._dataset.inter_feat
-    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.users.index("u3") + 1)
+    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.names.users.index("u3") + 1)
     assert seen.log_prob == pytest.approx(asked.trained.model.predict(data[[row]]).item(), abs=1e-4)
     assert (seen.history, seen.item, seen.place) == (whole[:-1], whole[-1], 1)
     assert [len(place.prefix) for place in seen.places] == [0, 1] and seen.places[0].items == 24
@@ -43,8 +44,8 @@ def test_an_answer_is_scored_as_the_model_scores_it(asked):
 
 
 def test_tables_hold_the_truth_its_rivals_and_what_stands_behind_them(asked):
-    whole = asked.history("u3")
-    seen = inspect_answer(asked, whole[:-1], whole[-2], whole, most=9)
+    whole = asked.names.history("u3")
+    seen = inspect_answer(asked, whole[:-1], whole[-2], own=whole, most=9)
     alpha = asked.trained.config.settings.ilrec.alpha
     for place in seen.places:
         (truth,) = [token for token in place.tokens if token.truth]
@@ -57,7 +58,7 @@ def test_tables_hold_the_truth_its_rivals_and_what_stands_behind_them(asked):
             assert token.items or token.reward == 0 == token.own
             assert len(token.examples) == min(token.items, 2)
     first = seen.places[0]
-    every = inspect_answer(asked, whole[:-1], whole[-2], whole, most=200).places[0].tokens
+    every = inspect_answer(asked, whole[:-1], whole[-2], own=whole, most=200).places[0].tokens
     assert sum(token.items for token in every) == first.items == 24
     assert sum(token.reward for token in every) == pytest.approx(1, abs=1e-5)
     assert sum(token.own for token in every) == len({*whole})
@@ -68,14 +69,44 @@ def test_tables_hold_the_truth_its_rivals_and_what_stands_behind_them(asked):
 def test_rewards_are_those_of_training(asked):
     """The row of the test part gives the same rewards by the collaborative model's own verb."""
     model, data = asked.trained.model, asked.trained.data.test._dataset.inter_feat
-    whole = asked.history("u3")
-    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.users.index("u3") + 1)
+    whole = asked.names.history("u3")
+    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.names.users.index("u3") + 1)
     probabilities = model.reward_model.probabilities(data[[row]])[0]
-    every = inspect_answer(asked, whole[:-1], whole[-1], [], most=200).places[0].tokens
+    every = inspect_answer(asked, whole[:-1], whole[-1], most=200).places[0].tokens
     tokens = model.backbone.tokenizer.convert_tokens_to_ids([token.token for token in every])
     first = model.catalog.tokens[1:, 0]
     sums = [float(probabilities[first == token].sum()) for token in tokens]
     assert [token.reward for token in every] == pytest.approx(sums, abs=1e-5)
+
+
+def test_reward_models_that_know_users_and_read_padding_are_asked_as_in_training(world, tmp_path):
+    """Caser convolves over the whole window and has a vector for each user; new ones are refused. Its cache is gone."""
+    places = {"data_path": str(world / "dataset"), "checkpoint_dir": str(tmp_path / "saved")}
+    own = {"max_steps": 2, "reward_model": "Caser", "reward.config": {"epochs": 1}, "num_beams": 10}
+    run_recbole_ilrec("ILRec", "ring", config_dict={**QUICK, **places, **own})
+    asked = Recommender.load(newest(tmp_path, "ILRec"), cache_dir=str(tmp_path / "new"))
+    whole = asked.names.history("u3")
+    every = inspect_answer(asked, whole[:-1], whole[-1], user="u3", most=200).places[0].tokens
+    data = asked.trained.data.test._dataset.inter_feat
+    (row,) = np.flatnonzero(data["user_id"].numpy() == asked.names.users.index("u3") + 1)
+    model = asked.trained.model
+    probabilities = model.reward_model.probabilities(data[[row]])[0]
+    tokens = model.backbone.tokenizer.convert_tokens_to_ids([token.token for token in every])
+    sums = [float(probabilities[model.catalog.tokens[1:, 0] == token].sum()) for token in tokens]
+    assert [token.reward for token in every] == pytest.approx(sums, abs=1e-5)
+    with pytest.raises(UserError, match="Caser learns a vector for each user"):
+        inspect_answer(asked, whole[:-1], whole[-1])
+
+
+def test_end_tokens_that_are_left_out_of_training_have_no_negatives(world, tmp_path):
+    places = {"data_path": str(world / "dataset"), "checkpoint_dir": str(tmp_path / "saved"), "mu": 0}
+    own = {"prompt.append_eos": True, "train_rows": "prefix", "ilrec.apply_to_eos": False, "max_steps": 2}
+    run_recbole_ilrec("ILRec", "ring", config_dict={**QUICK, **places, **own, "num_beams": 10})
+    asked = Recommender.load(newest(tmp_path, "ILRec"))
+    seen = inspect_answer(asked, ["i1"], "i6", most=4)
+    assert len(seen.places) == 3 and seen.places[0].negatives > 0
+    end = seen.places[-1]
+    assert end.negatives == 0 == end.losses["cpd"] and end.losses["cpo"] == pytest.approx(end.losses["ce"])
 
 
 def test_the_last_layer_alone_and_titles_are_inspected_too(tmp_path, monkeypatch):
@@ -84,7 +115,7 @@ def test_the_last_layer_alone_and_titles_are_inspected_too(tmp_path, monkeypatch
     settings = {**QUICK, "max_steps": 2, "topk": [5], "valid_metric": "NDCG@5", "paradigm": "bigrec", "k": 0, "mu": 0}
     run_recbole_ilrec("ILRec", "ring", config_dict=settings)
     asked = Recommender.load(newest(tmp_path, "ILRec"))
-    seen = inspect_answer(asked, ["Star", "i2"], "pale box", [], most=3)
+    seen = inspect_answer(asked, ["Star", "i2"], "pale box", most=3)
     assert seen.title == "pale box" and seen.history == ["i1", "i2"]
     assert all(token.layers == () and token.reward is None for place in seen.places for token in place.tokens)
 

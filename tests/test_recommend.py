@@ -5,12 +5,14 @@ import json
 import numpy as np
 import polars
 import pytest
+from safetensors.torch import load_file, save_file
 
 import recbole_ilrec
 from recbole_ilrec import cli
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.recommendation import Recommender
+from tests.test_adapter import save_model
 from tests.worlds import LEARN, QUICK, ring_world, write_dataset, write_titled_ring
 
 STEP = [(7 * item + 5) % 24 for item in range(24)]
@@ -48,9 +50,9 @@ def known(world):
 
 
 def test_what_comes_next_is_recommended_to_known_users_and_new_ones(known):
-    users = known.users
+    users = known.names.users
     assert len(users) == 60
-    histories = [known.history(user) for user in users]
+    histories = [known.names.history(user) for user in users]
     assert [len(history) for history in histories] == [9 + user % 3 for user in range(60)]
     histories = [history[:-1] for history in histories]  # no longer than those it has learned from
     lists = known.recommend(histories, topk=5)
@@ -64,7 +66,7 @@ def test_what_comes_next_is_recommended_to_known_users_and_new_ones(known):
 
 def test_lists_are_those_that_were_evaluated(world, known):
     """A list after a user's history without the last item holds it as often as the run's test says."""
-    histories = [known.history(user) for user in known.users]
+    histories = [known.names.history(user) for user in known.names.users]
     lists = known.recommend([history[:-1] for history in histories], topk=5)
     hits = [history[-1] in [place.item for place in places] for history, places in zip(histories, lists, strict=True)]
     assert np.mean(hits) == pytest.approx(world[1]["test_result"]["hit@5"])
@@ -73,7 +75,7 @@ def test_lists_are_those_that_were_evaluated(world, known):
 @pytest.mark.parametrize("name", ["LCRec", "SASRec", "Caser", "Pop"])
 def test_items_of_the_history_are_left_out_where_that_is_asked_for(world, name):
     asked = Recommender.load(newest(world[0], name), exclude_history=True, device="cpu")
-    history = asked.history("u0")
+    history = asked.names.history("u0")
     (places,) = asked.recommend([history], users=["u0"], topk=24)
     assert not {place.item for place in places} & {*history}
     if name != "LCRec":  # whose lists are as long as there are beams
@@ -88,18 +90,159 @@ def test_scores_of_recboles_models_are_theirs(world):
     data = asked.trained.data
     rows = data.test._dataset.inter_feat
     scores = asked.trained.model.full_sort_predict(rows)[:, 1:].detach()
-    histories = [asked.history(user)[:-1] for user in asked.users]
+    histories = [asked.names.history(user)[:-1] for user in asked.names.users]
     lists = asked.recommend(histories, topk=3, batch_size=7)
     best, item = scores.topk(3)
     order = {user: row for row, user in enumerate(rows["user_id"].tolist())}
     for number, places in enumerate(lists, start=1):
         row = order[number]
         assert [place.score for place in places] == pytest.approx(best[row].tolist(), abs=1e-5)
-        assert [place.item for place in places] == [asked.items[i + 1] for i in item[row].tolist()]
+        assert [place.item for place in places] == [asked.names.items[i + 1] for i in item[row].tolist()]
 
 
-def test_a_longer_list_than_the_runs_needs_no_setting(known):
-    assert len(known.recommend([["i1"]], topk=20)[0]) == 20 > known.trained.config.settings.decode.num_beams
+def test_a_longer_list_than_the_runs_needs_no_setting_and_leaves_no_trace(known, monkeypatch):
+    searched, rank = [], known.trained.model.rank
+    monkeypatch.setattr(known.trained.model, "rank", lambda *a, **how: searched.append(how["count"]) or rank(*a, **how))
+    (short,), (long,), (again,) = (known.recommend([["i1"]], topk=topk) for topk in (5, 20, 5))
+    assert len(long) == 20 > known.trained.config.settings.decode.num_beams
+    assert searched == [10, 20, 10] and short == again
+
+
+def test_equal_scores_stand_in_the_order_of_ids_so_that_a_short_list_begins_a_longer_one(world):
+    asked = Recommender.load(newest(world[0], "Pop"))
+    lists = {topk: asked.recommend([["i1"]], topk=topk)[0] for topk in (3, 10, 24)}
+    assert lists[24][:10] == lists[10] and lists[10][:3] == lists[3]
+    order = {item: number for number, item in enumerate(asked.names.items)}
+    for before, after in zip(lists[24], lists[24][1:], strict=False):
+        assert (-before.score, order[before.item]) < (-after.score, order[after.item])
+
+
+def test_histories_longer_than_the_window_are_cut_for_the_model_but_left_out_whole(world):
+    asked = Recommender.load(newest(world[0], "LCRec"), exclude_history=True)
+    window = asked.trained.config["MAX_ITEM_LIST_LENGTH"]
+    ring = [f"i{number}" for number in range(1, 24)]
+    long = [*ring, *ring, "i1", "i6"]
+    assert len(long) > window
+    assert [place.item for place in asked.recommend([long], topk=5)[0]] == ["i24"]
+    freely = Recommender.load(newest(world[0], "LCRec"))
+    assert freely.recommend([long], topk=5) == freely.recommend([long[-window:]], topk=5)
+
+
+def test_blocks_and_batches_change_nothing(known):
+    histories = [known.names.history(user)[:-1] for user in known.names.users]
+    whole = known.recommend(histories, topk=4, batch_size=64)
+    small = known.recommend(histories, topk=4, batch_size=3)
+    assert [[place.item for place in places] for places in whole] == [[p.item for p in places] for places in small]
+
+
+@pytest.mark.parametrize(
+    ("histories", "how", "message"),
+    [
+        (["12"], {}, "A history is a list of ids or titles, not the text '12'"),
+        ([[]], {}, "A history is empty"),
+        ([["i1"], ["i6"]], {"users": ["u1"]}, "1 users for 2 histories"),
+        ([[77]], {}, "There is no item '77'"),
+    ],
+)
+def test_calls_from_python_are_checked(known, histories, how, message):
+    with pytest.raises(UserError, match=message):
+        known.recommend(histories, **how)
+
+
+def test_numbers_of_beams_and_users_are_checked(world, known):
+    for beams in (0, "5"):
+        with pytest.raises(UserError, match=f"num_beams={beams} is not allowed"):
+            Recommender.load(newest(world[0], "LCRec"), num_beams=beams)
+    assert len(Recommender.load(newest(world[0], "LCRec"), num_beams=3).recommend([["i1"]], topk=2)[0]) == 2
+    with pytest.raises(UserError, match="There is no user '7' in 'ring'"):
+        known.names.history(7)
+    assert known.recommend([]) == []
+
+
+@pytest.mark.parametrize("name", ["DPO", "SPRec"])
+def test_preference_models_are_asked_inspected_and_exported(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dataset", "ring", *ring_world(users=20))
+    settings = {**QUICK, "max_steps": 2, "num_beams": 10, "mu": 0, "preference.examples": 8}
+    run_recbole_ilrec(name, "ring", config_dict=settings)
+    run = newest(tmp_path, name)
+    assert len(Recommender.load(run).recommend([["i1", "i6"]], topk=5)[0]) == 5
+    assert cli.main(["inspect", str(run), "--user=u1"]) == 0
+    assert cli.main(["export", str(run), f"--out={tmp_path / 'out'}"]) == 0
+
+
+def test_the_strength_that_was_chosen_on_validation_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_titled_ring(tmp_path)
+    own = {"topk": [5], "valid_metric": "NDCG@5", "bigrec.ranker": "grounding", "bigrec.gamma": [0, 2, 8]}
+    result = run_recbole_ilrec("BIGRec", "ring", config_dict={**QUICK, "max_steps": 2, **own})
+    run = newest(tmp_path, "BIGRec")
+    asked = Recommender.load(run)
+    assert asked.trained.model.title_ranker.gamma == json.loads((run / "result.json").read_text())["gamma"]
+    histories = [asked.names.history(user) for user in asked.names.users]
+    lists = asked.recommend([history[:-1] for history in histories], topk=5)
+    hits = [history[-1] in [place.item for place in places] for history, places in zip(histories, lists, strict=True)]
+    assert np.mean(hits) == pytest.approx(result["test_result"]["hit@5"], abs=1e-4)
+    (run / "result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"does not say which bigrec.gamma was chosen"):
+        Recommender.load(run)
+
+
+def test_adapters_are_not_put_on_another_base_and_paths_may_be_relative_or_moved(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    sequences, identifiers = ring_world(users=20)
+    folder = write_dataset(tmp_path / "dataset", "ring", sequences, identifiers)
+    (folder / "ring.index.json").rename(tmp_path / "own.json")
+    save_model(tmp_path / "model", "Llama", tied=True)
+    settings = {**QUICK, "max_steps": 1, "num_beams": 10, "backbone": "./model", "index_file": "own.json", "lora": True}
+    settings = {key: value for key, value in settings.items() if not key.startswith("backbone.")}
+    run_recbole_ilrec("LCRec", "ring", config_dict={**settings, "adapter.r": 2})
+    run = newest(tmp_path, "LCRec")
+    places = Recommender.load(run).recommend([["i1"]], topk=3)
+    (tmp_path / "own.json").rename(tmp_path / "moved.json")
+    (tmp_path / "model").rename(tmp_path / "base")
+    moved = Recommender.load(run, index_file="moved.json", backbone="./base").recommend([["i1"]], topk=3)
+    assert moved == places
+    save_model(tmp_path / "other", "Llama", tied=True)
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    noisy = {name: value + 0.1 for name, value in weights.items()}
+    save_file(noisy, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="was trained on another"):
+        Recommender.load(run, index_file="moved.json", backbone="./other")
+
+
+def test_data_split_by_files_are_asked_by_histories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_dataset(tmp_path / "dataset", "ring", *ring_world(users=20))
+    rows = (folder / "ring.inter").read_text().splitlines()
+    head = "user_id:token\titem_id:token\titem_id_list:token_seq"
+    for part in ("train", "valid", "test"):
+        lines = [f"u{n}\ti{n + 2}\ti{n + 1}" for n in range(8)]
+        (folder / f"ring.{part}.inter").write_text("\n".join([head, *lines]) + "\n")
+    assert rows
+    settings = {**CLASSICAL, "benchmark_filename": ["train", "valid", "test"], "alias_of_item_id": ["item_id_list"]}
+    settings["load_col"] = {"inter": ["user_id", "item_id", "item_id_list"]}
+    run_recbole_ilrec("SASRec", "ring", config_dict={**settings, "topk": [5], "epochs": 1})
+    asked = Recommender.load(newest(tmp_path, "SASRec"))
+    assert len(asked.recommend([["i1"]], topk=3)[0]) == 3
+    with pytest.raises(UserError, match="was split by files"):
+        asked.names.history("u1")
+
+
+def test_presets_that_change_do_not_change_a_model(world, monkeypatch):
+    """RecBole's models are built with the settings they were trained with, not with today's defaults."""
+    run = newest(world[0], "SASRec")
+    before = Recommender.load(run).trained.config
+    best = run / "best" / "state.json"
+    kept = json.loads(best.read_text())
+    changed = json.loads(best.read_text().replace('"n_heads": 2', '"n_heads": 1'))
+    assert kept != changed
+    best.write_text(json.dumps(changed))
+    try:
+        after = Recommender.load(run).trained.config
+    finally:
+        best.write_text(json.dumps(kept))
+    assert (before["n_heads"], after["n_heads"]) == (2, 1)
 
 
 def test_items_that_share_an_identifier_follow_each_other(tmp_path, monkeypatch):
@@ -187,7 +330,13 @@ def test_new_users_from_a_table_of_clicks(world, tmp_path, capsys):
             "2 items are called 'Thing 23': give the id of the one that is meant (i24, i23)",
         ),
         ("LCRec", ["--history=;"], "A history is empty: give at least one item."),
-        ("LCRec", [], "60 lists are too many for the screen (at most 50): give --out=FILE"),
+        ("LCRec", [], "Lists of all users need --out=FILE"),
+        (
+            "LCRec",
+            [f"--users={','.join(f'u{n}' for n in range(51))}"],
+            "51 lists are too many for the screen (at most 50)",
+        ),
+        ("SASRec", ["--users=u1", "--num_beams=5"], "num_beams=5 is not read: "),
         ("LCRec", ["--out=lists.xlsx"], "--out=lists.xlsx is no table: end it in .csv, .tsv, .jsonl, .parquet."),
         ("LCRec", ["--users=u1", "--history=i1"], "--users and --history each say who gets lists"),
         ("LCRec", ["--users=u1", "--topk=25"], "topk=25 is not allowed: there are 24 items, so 1 to 24."),
@@ -210,7 +359,7 @@ def test_what_is_refused_is_one_line(world, capsys, name, options, message):
 
 def test_runs_that_cannot_recommend_are_named(world, tmp_path, capsys):
     assert cli.main(["recommend"]) == 2 and "recommend takes one run" in capsys.readouterr().err
-    assert cli.main(["recommend", str(tmp_path)]) == 2
+    assert cli.main(["recommend", str(tmp_path), "--users=u1"]) == 2
     assert f"{tmp_path} is no checkpoint of this package" in capsys.readouterr().err
     last = newest(world[0], "SASRec") / "last"
     assert cli.main(["recommend", str(last), "--users=u1"]) == 2
@@ -228,7 +377,7 @@ def test_choices_among_candidates_are_refused(tmp_path, monkeypatch):
     write_titled_ring(tmp_path)
     settings = {**CLASSICAL, "task": "candidates", "candidates.count": 4, "topk": [1], "valid_metric": "Hit@1"}
     run_recbole_ilrec("SASRec", "ring", config_dict={**settings, "metrics": ["Hit"], "epochs": 1})
-    with pytest.raises(UserError, match="chooses among candidates: recommend takes runs that rank all items"):
+    with pytest.raises(UserError, match="chooses among candidates: only runs that rank all items"):
         Recommender.load(newest(tmp_path, "SASRec"))
 
 

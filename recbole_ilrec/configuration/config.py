@@ -17,8 +17,8 @@ import recbole
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import InputType
 
+from recbole_ilrec.configuration.contradictions import check_beta, check_paradigm
 from recbole_ilrec.configuration.lookup import (
-    PARADIGM_OF,
     find_model,
     keys_read_by,
     known_keys,
@@ -92,7 +92,9 @@ class Config(RecBoleConfig):
         self.settings: Settings = self._typed([*own, *given])
         self._fill_defaults()
         check_values(self.final_config_dict, self.model_class)
-        self._check_paradigm()
+        check_paradigm(self.model, self.settings)
+        if self.is_llm:
+            check_beta(self.settings, flat_sections(self.external_config_dict))
         beams = None
         if self.is_llm:
             beams = self.settings.decode.num_beams if self.settings.generates_lists else sys.maxsize
@@ -202,15 +204,6 @@ class Config(RecBoleConfig):
                     target = FLAT_KEYS.get(key, key)
                     bag[target if "." in target else key] = value
         return build_settings(bag)
-
-    def _check_paradigm(self) -> None:
-        wanted = PARADIGM_OF.get(self.model, self.settings.paradigm)
-        if self.settings.paradigm != wanted:
-            other = next(name for name, paradigm in PARADIGM_OF.items() if paradigm != wanted)
-            raise UserError(
-                f"paradigm={self.settings.paradigm} contradicts model={self.model}, which is {wanted}: use "
-                f"--model={other} for plain fine-tuning with it, or leave --paradigm out."
-            )
 
     # ---- values
 

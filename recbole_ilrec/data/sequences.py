@@ -70,6 +70,16 @@ class Rows(Interaction):
         return super().__getitem__(index)
 
 
+def as_rows(pairs: Pairs, dataset: Any) -> Interaction:
+    """Histories as the columns that RecBole's sequential models read, the inverse of :func:`as_pairs`."""
+    columns = {
+        dataset.uid_field: pairs.user,
+        dataset.item_id_list_field: pairs.history,
+        dataset.item_list_length_field: pairs.length,
+    }
+    return Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
+
+
 def as_pairs(
     rows: Interaction,
     sequences: Sequences | None,

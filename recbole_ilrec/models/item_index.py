@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from recbole_ilrec.collaborative.reward_model import item_vectors, reward_key
+from recbole_ilrec.configuration.outcome import from_anywhere
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.base import ItemIdentifiers
 from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vectors
@@ -87,14 +88,14 @@ def index_file(config: Any) -> Path | None:
 def _learned(
     config: Any, dataset: Any, tokens: list[str], settings: IndexSettings
 ) -> tuple[Path, list[tuple[str, ...]]]:
-    texts = joined_texts(dataset.item_texts[1:])
+    texts, wherever = joined_texts(dataset.item_texts[1:]), from_anywhere(config.settings)
     what = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": wherever.index.model_dump(mode="json"),
         "seed": config["seed"],
         "items": tokens,
         "texts": texts if settings.embedding in ("tfidf", "encoder") else dataset.content_key(),
         **({"reward": reward_key(config, dataset)} if settings.embedding == "cf" else {}),
-        "backbone": config.settings.backbone.model_dump(mode="json") if settings.embedding == "backbone" else None,
+        "backbone": wherever.backbone.model_dump(mode="json") if settings.embedding == "backbone" else None,
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config["cache_dir"]) / f"{config['dataset']}-{key}.index.json"

@@ -94,10 +94,6 @@ class GenerativeRecommender(SequentialRecommender):
         self._check_rows(template, config["MAX_ITEM_LIST_LENGTH"])
         self._check_task(template)
         self.preference = build_preference(settings.objective, settings.preference)
-        if self.preference is not None and "beta" in settings.ilrec.model_fields_set:
-            raise UserError(
-                f"beta is ILRec's (Eq. 7) and objective '{settings.objective}' does not read it: use --preference.beta."
-            )
         self.objective = build_objective(
             "sft" if self.preference is not None else settings.objective,
             settings.ilrec,
@@ -242,9 +238,9 @@ class GenerativeRecommender(SequentialRecommender):
             for number, (history, item, offered) in enumerate(zip(histories, pairs.target, choices, strict=True))
         ]
 
-    def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None) -> Ranking:
-        """The best identifiers for each history, in the order of ``pairs``: beams, or BIGRec's grounding."""
-        return self._rank(pairs, self.list_length, batch_size, progress)
+    def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None, count: int | None = None) -> Ranking:
+        """The ``count`` best identifiers for each history, in the order of ``pairs``: beams, or BIGRec's grounding."""
+        return self._rank(pairs, count or self.list_length, batch_size, progress)
 
     def _rank(self, pairs: Pairs, count: int, batch_size: int, progress: str | None = None) -> Ranking:
         if self.title_ranker is not None and pairs.candidates is None:

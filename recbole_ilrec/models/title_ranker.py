@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_ilrec.backbone.base import Backbone
 from recbole_ilrec.backbone.text_states import text_states
 from recbole_ilrec.collaborative.reward_model import RewardModel
+from recbole_ilrec.data.sequences import as_rows
 from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_identifiers, nearest
 from recbole_ilrec.decoding.users import banned_positions, generate_users, rank_users
 from recbole_ilrec.errors import UserError
@@ -195,11 +195,6 @@ class TitleRanker:
             return best_of_group(catalog, torch.bincount(items, minlength=catalog.num_items + 1)[1:].double())
         with torch.enable_grad():  # it may have to be trained first
             scores = self.reward_model().scores
-        columns = {
-            dataset.uid_field: pairs.user,
-            dataset.item_id_list_field: pairs.history,
-            dataset.item_list_length_field: pairs.length,
-        }
-        rows = Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
+        rows = as_rows(pairs, dataset)
         parts = [scores(rows[low : low + 256]) for low in range(0, len(rows), 256)]
         return best_of_group(catalog, torch.cat(parts))

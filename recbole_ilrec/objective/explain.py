@@ -27,6 +27,7 @@ class Explanation:
         final: ``[N, V]``, probabilities of the last layer.
         layers: ``[N, K, V]``, those of the candidate layers, lowest first (Eq. 2).
         ensemble: ``[N, V]``, those of the ensemble (Eq. 3); the last layer's where it gives the negatives.
+        threshold: ``[N]``, Eq. 4: a probability, or a logit under ``threshold_on: logit``.
         negatives: ``[N, V]`` bool, V_N (Eq. 4-5).
         weights: ``[N, V]``, w of the negatives (Eq. 6), 0 elsewhere.
         rewards: ``[N, V]``, r of the legal tokens (Eq. 10), 0 elsewhere; ``None`` without a reward model.
@@ -38,6 +39,7 @@ class Explanation:
     final: Tensor
     layers: Tensor
     ensemble: Tensor
+    threshold: Tensor
     negatives: Tensor
     weights: Tensor
     rewards: Tensor | None
@@ -46,7 +48,9 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(objective: ILRec, states: LayerStates, targets: Tensor, legal: LegalTokens) -> Explanation:
+def explain(
+    objective: ILRec, states: LayerStates, targets: Tensor, legal: LegalTokens, active: Tensor | None = None
+) -> Explanation:
     """Lay open what a loss of ILRec sees, whichever of its parts are switched on.
 
     Args:
@@ -54,6 +58,8 @@ def explain(objective: ILRec, states: LayerStates, targets: Tensor, legal: Legal
         states: at the N tokens, with as many candidate layers as the settings name.
         targets: ``[N]`` int64.
         legal: trie children of the N tokens, with rewards where there is a reward model.
+        active: ``[N]`` bool, tokens to which ILRec's terms apply (:meth:`ILRec.active`); ``None`` for all. At the
+            others there are no negatives, and the terms are those of plain cross-entropy or 0.
     """
     settings = objective.settings
     final = distribution(states.head(states.final).double())
@@ -62,22 +68,26 @@ def explain(objective: ILRec, states: LayerStates, targets: Tensor, legal: Legal
         ensemble = ensemble_logits(states.candidates, states.head, ensemble=settings.ensemble).double()
     negatives = negatives_under(settings, final.logits, ensemble, targets, legal, objective.item_tokens)
     source = final.logits if ensemble is None else ensemble
+    on = torch.ones_like(targets, dtype=negatives.dtype) if active is None else active.to(negatives.dtype)
+    negatives.mul_(on[:, None])
     weights = penalty_weights(source, negatives, weight_from=settings.weight_from)
     cpo, _, _ = penalised_cross_entropy(final.logits, targets, weights, settings.beta, settings.penalty)
     losses = {"ce": final.cross_entropy(targets), "cpo": cpo, "cpd": torch.zeros_like(cpo)}
     students = final.logits.new_empty(len(targets), 0, final.logits.shape[1])
     if states.candidates:
         students = torch.stack([states.head(state).double() for state in states.candidates], dim=1)
-        losses["cpd"] = _distillation(objective, students.clone(), final.logits, legal)
+        losses["cpd"] = on * _distillation(objective, students.clone(), final.logits, legal)
     rewards = labels = None
     if legal.reward is not None:
         rewards = torch.zeros_like(final.p)
         rewards.view(-1)[flat_index(legal, rewards)] = legal.reward.to(rewards.dtype)
         labels = _labels(objective, targets, negatives, legal)
-        losses["crr"] = collaborative_regularisation(final, labels)
-    return Explanation(
-        final.p, students.softmax(-1), source.softmax(-1), negatives.bool(), weights, rewards, labels, losses
-    )
+        losses["crr"] = on * collaborative_regularisation(final, labels)
+    read = final.logits if settings.tau_from == "final" else source
+    read = read if settings.threshold_on == "logit" else read.softmax(-1)
+    threshold = settings.alpha * read.gather(1, targets[:, None]).squeeze(1)  # Eq. 4
+    layers, mixed = students.softmax(-1), source.softmax(-1)
+    return Explanation(final.p, layers, mixed, threshold, negatives.bool(), weights, rewards, labels, losses)
 
 
 def _distillation(objective: ILRec, students: Tensor, teacher: Tensor, legal: LegalTokens) -> Tensor:

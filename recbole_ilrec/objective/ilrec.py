@@ -137,7 +137,7 @@ class ILRec:
         if self.needs.legal and legal is None:
             raise ValueError("these settings of ILRec need the legal tokens of each position")
         candidates = states.candidates[len(states.candidates) - self.needs.layers :]
-        active = self._active(batch, epoch)
+        active = self.active(batch, epoch)
         order, distilled, scale = self._distilled(batch, active, generator)
         settings = self.settings
         whole = HeadLoss(
@@ -163,7 +163,7 @@ class ILRec:
             combined=whole.with_gradient(torch.stack([weights[name] * sums[name] for name in PARTS]).sum()),
         )
 
-    def _active(self, batch: TokenBatch, epoch: float) -> Tensor | None:
+    def active(self, batch: TokenBatch, epoch: float) -> Tensor | None:
         """``[N]`` bool, tokens to which ILRec's terms apply; ``None`` for all of them."""
         if epoch < self.settings.start_epoch:
             return torch.zeros_like(batch.targets, dtype=torch.bool)

@@ -1,6 +1,6 @@
 """A table of run records in Markdown, and the block of a page that holds it.
 
-``python -m recbole_ilrec.report.results docs/records.jsonl docs/tuning.md`` writes the table between the markers of a file.
+``python -m recbole_ilrec.report.results docs/records.jsonl docs/tuning.md`` writes the table between the markers.
 """
 
 import json

@@ -17,7 +17,7 @@ from recbole_ilrec.identifiers.title import TITLE_FIELDS
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import install, share, staging_folder
 from recbole_ilrec.report.card import model_card, program
-from recbole_ilrec.runs.stages import RESULT
+from recbole_ilrec.runs.result_file import RESULT
 from recbole_ilrec.runs.trained import best_state, load_trained
 from recbole_ilrec.schema import Ranking
 

@@ -7,18 +7,20 @@ verb's.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_ilrec.collaborative.reward_model import RewardModel
+from recbole_ilrec.data.sequences import as_rows
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.objective.explain import Explanation, explain
 from recbole_ilrec.objective.ilrec import ILRec
+from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.reward.token_reward import item_probabilities, legal_tokens, token_rewards
-from recbole_ilrec.runs.recommendation import Recommender, pairs_of_histories
-from recbole_ilrec.schema import LegalTokens, TokenBatch
+from recbole_ilrec.runs.recommendation import Recommender, pairs_of_histories, refuse_new_users
+from recbole_ilrec.schema import TokenBatch
 
 EXAMPLES = 2
 """Items named as examples of those below a token."""
@@ -60,7 +62,7 @@ class PlaceSeen(NamedTuple):
     Attributes:
         prefix: the answer's tokens before it.
         items: items below this prefix.
-        threshold: alpha times the truth's probability (Eq. 4), of the ensemble's as a rule.
+        threshold: of Eq. 4, a probability of the ensemble as a rule.
         negatives: how many tokens are in V_N.
         losses: nats by name: ``ce``, ``cpo``, ``cpd`` and, with a reward model, ``crr``.
         tokens: the most probable ones, the truth and the heaviest negatives among them, by the last layer.
@@ -94,70 +96,91 @@ class Inspection(NamedTuple):
     places: list[PlaceSeen]
 
 
-def inspect_answer(asked: Recommender, history: Sequence[str], item: str, own: Sequence[str], most: int) -> Inspection:
+def inspect_answer(
+    asked: Recommender,
+    history: Sequence[str],
+    item: str,
+    *,
+    user: str | None = None,
+    own: Sequence[str] = (),
+    most: int = 8,
+) -> Inspection:
     """Look at the answer ``item`` after a history.
 
     Args:
         asked: a run of a language model.
         history: ids or titles of the items before it, oldest first.
         item: id or title of the answer.
+        user: who it is, for reward models that learn a vector for each user.
         own: ids of all items that the user is known to like, to be found behind penalised tokens.
         most: tokens to show at each place.
 
     Raises:
-        UserError: an unknown item, or a run of one of RecBole's models.
+        UserError: an unknown item, a run of one of RecBole's models, or a reward model that knows its own users only.
     """
-    model, config = asked.trained.model, asked.trained.config
+    model, config, names = asked.trained.model, asked.trained.config, asked.names
     if not config.is_llm:
         raise UserError(f"{config.model} has no layers to inspect: give a run of a language model, e.g. ILRec.")
-    past, (target, *_) = asked.numbers(history), asked.numbers([item])
-    pairs = pairs_of_histories([past], config["MAX_ITEM_LIST_LENGTH"], target=target)
+    past, (target, *_) = names.numbers(history), names.numbers([item])
+    who = np.array([0 if user is None else names.user_number(user)])
+    pairs = pairs_of_histories([past], config["MAX_ITEM_LIST_LENGTH"], users=who, target=target)
+    rewards = _rewards(asked, pairs)
     batch: TokenBatch = model.encoder.collate(model.encoded(pairs)).to(model.backbone.device)
-    objective = ILRec(config.settings.ilrec, model.catalog.item_token_mask(model.backbone.vocab_size))
+    objective = _objective(asked)
+    node = batch.node.cpu()
+    if rewards is None:
+        legal = legal_tokens(model.catalog.trie, node)
+    else:
+        legal = token_rewards(rewards, model.catalog, torch.zeros_like(node), node)
     how = {"apply_final_norm": config.settings.ilrec.apply_final_norm}
     with torch.no_grad():
         states = model.backbone.layer_states(batch.input_ids, batch.select, objective.settings.layers, **how)
-        legal = _legal(asked, batch, past).to(model.backbone.device)
-        seen = explain(objective, states, batch.targets, legal)
-    listed = [place.item for place in asked.recommend([history], topk=min(model.list_length, len(asked.items) - 1))[0]]
-    name = asked.items[target]
-    liked = torch.from_numpy(asked.numbers(own)) if len(own) else torch.empty(0, dtype=torch.long)
+        active = objective.active(batch, float("inf"))
+        seen = explain(objective, states, batch.targets, legal.to(model.backbone.device), active)
+    most_listed = min(model.list_length, len(names.items) - 1)
+    (places,) = asked.recommend([history], topk=most_listed, users=None if user is None else [user])
+    listed, name = [place.item for place in places], names.items[target]
+    liked = torch.from_numpy(names.numbers(own)) if len(own) else torch.empty(0, dtype=torch.long)
     return Inspection(
-        history=[asked.items[number] for number in past],
+        history=[names.items[number] for number in past],
         item=name,
-        title=asked.titles[target],
+        title=names.titles[target],
         log_prob=-float(seen.losses["ce"].sum()),
         place=listed.index(name) + 1 if name in listed else None,
         places=_places(asked, seen, batch, liked, most),
     )
 
 
-def _legal(asked: Recommender, batch: TokenBatch, past: Any) -> LegalTokens:
-    """The trie children of each token, with rewards where the run has a reward model."""
+def _objective(asked: Recommender) -> ILRec:
+    """ILRec's loss under the run's settings, with no more layers than there are."""
+    model, settings = asked.trained.model, asked.trained.config.settings.ilrec
+    layers = min(settings.k, model.backbone.num_layers - 1)
+    vocabulary, tokenizer = model.backbone.vocab_size, model.backbone.tokenizer
+    mask = model.catalog.item_token_mask(vocabulary)
+    return ILRec(settings.model_copy(update={"k": layers}), mask, eos_id=tokenizer.eos_token_id)
+
+
+def _rewards(asked: Recommender, pairs: Pairs) -> Tensor | None:
+    """R of Eq. 10, ``[1, I]``, where the run has a reward model, which is trained now if it is gone."""
     model, dataset = asked.trained.model, asked.trained.data.dataset
     if not model.objective.needs.rewards:
-        return legal_tokens(model.catalog.trie, batch.node.cpu())
+        return None
     rewarding: RewardModel = model.reward_model
-    window = past[-asked.trained.config["MAX_ITEM_LIST_LENGTH"] :]
-    columns = {
-        dataset.uid_field: torch.zeros(1, dtype=torch.long),
-        dataset.item_id_list_field: torch.from_numpy(window)[None],
-        dataset.item_list_length_field: torch.tensor([len(window)]),
-    }
-    scores = torch.nn.functional.pad(rewarding.scores(Interaction(columns)), (1, 0))
+    if not pairs.user.all():
+        refuse_new_users(rewarding.model, dataset)
+    scores = torch.nn.functional.pad(rewarding.scores(as_rows(pairs, dataset)), (1, 0))
+    (past,) = pairs.seen()
     masked = torch.from_numpy(past)[None] if rewarding.mask_history else None
-    probabilities = item_probabilities(scores, rewarding.temperature, masked)
-    return token_rewards(probabilities, model.catalog, torch.zeros_like(batch.node.cpu()), batch.node.cpu())
+    return item_probabilities(scores, rewarding.temperature, masked)
 
 
 def _places(asked: Recommender, seen: Explanation, batch: TokenBatch, liked: Tensor, most: int) -> list[PlaceSeen]:
-    model, settings = asked.trained.model, asked.trained.config.settings.ilrec
+    model = asked.trained.model
     catalog, spell = model.catalog, model.backbone.tokenizer.convert_ids_to_tokens
     answer = [str(token) for token in spell(batch.targets.tolist())]
     position = torch.empty(catalog.num_items + 1, dtype=torch.long)
     position[catalog.item_order] = torch.arange(catalog.num_items)
     own, found = position[liked.unique()].sort().values, []
-    source = seen.final if settings.tau_from == "final" else seen.ensemble
     for place, (node, truth) in enumerate(zip(batch.node.tolist(), batch.targets.tolist(), strict=True)):
         shown = _shown(seen, place, truth, most)
         children = catalog.trie.step(torch.full((len(shown),), node), torch.tensor(shown)).tolist()
@@ -180,7 +203,7 @@ def _places(asked: Recommender, seen: Explanation, batch: TokenBatch, liked: Ten
             PlaceSeen(
                 prefix=tuple(answer[:place]),
                 items=high - low,
-                threshold=settings.alpha * float(source[place, truth]),
+                threshold=float(seen.threshold[place]),
                 negatives=int(seen.negatives[place].sum()),
                 losses={name: float(values[place]) for name, values in seen.losses.items()},
                 tokens=tuple(tokens),
@@ -205,5 +228,5 @@ def _below(asked: Recommender, catalog: Catalog, node: int, own: Tensor) -> dict
         return {"items": 0, "own": 0, "examples": ()}
     low, high = int(catalog.trie.low[node]), int(catalog.trie.high[node])
     mine = int(((own >= low) & (own < high)).sum())
-    examples = [asked.titles[item] for item in catalog.item_order[low : min(high, low + EXAMPLES)].tolist()]
+    examples = [asked.names.titles[item] for item in catalog.item_order[low : min(high, low + EXAMPLES)].tolist()]
     return {"items": high - low, "own": mine, "examples": tuple(examples)}

@@ -1,27 +1,29 @@
-"""What a trained model recommends after any history: its own users', new users', one or millions.
+"""What a trained model recommends after any history: its own users' or new ones', one or many.
 
 Joins a run's model, language model or one of RecBole's, to ids and titles as people know them. Files and screens are
 the verb's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from tqdm import tqdm
 
-from recbole_ilrec.collaborative.reward_model import RewardModel
-from recbole_ilrec.errors import UserError, did_you_mean
-from recbole_ilrec.identifiers.title import item_titles
+from recbole_ilrec.collaborative.reward_model import RewardModel, weighs_titles
+from recbole_ilrec.data.sequences import as_rows
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.prompt.rows import Pairs
+from recbole_ilrec.runs.names import Names
 from recbole_ilrec.runs.trained import Trained, best_state, load_trained
 from recbole_ilrec.schema import Ranking
 
-USERS_AT_ONCE = 256
+SCORED_AT_ONCE = 256
+"""Users of one of RecBole's models at most, whose scores are a table of users and items."""
+BATCHES_OF_A_BLOCK = 8
+"""Users of like lengths are decoded together out of so many batches."""
 
 
 class Recommended(NamedTuple):
@@ -47,26 +49,16 @@ class Recommender:
 
     Attributes:
         trained: as given.
-        items: ``[I + 1]`` ids of the items, as in the data; entry 0 is none.
-        titles: ``[I + 1]`` their titles; ids where there are none.
+        names: ids and titles of its items, its users and what they did.
     """
 
     def __init__(self, trained: Trained):
         self.trained = trained
-        self._dataset = dataset = trained.data.dataset
-        self.items: list[str] = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-        self.titles: list[str] = self.items
-        if (Path(dataset.dataset_path) / f"{dataset.dataset_name}.item").is_file():
-            self.titles = ["", *item_titles(dataset.item_texts[1:], self.items[1:])[0]]
+        self.names = Names(trained.data.dataset)
 
     @classmethod
     def load(
-        cls,
-        run: str | Path,
-        *,
-        num_beams: int | None = None,
-        exclude_history: bool | None = None,
-        **given: Any,
+        cls, run: str | Path, *, num_beams: int | None = None, exclude_history: bool | None = None, **places: str
     ) -> "Recommender":
         """The best model of a finished run.
 
@@ -74,69 +66,33 @@ class Recommender:
             run: the run's folder, ``saved/<Model>-<dataset>-<time>``.
             num_beams: beams of a language model's search; by default as many as in the run.
             exclude_history: leave out what the user has had; by default as the run was evaluated.
-            given: settings that say where the model works: ``device``, ``data_path``, ``cache_dir``.
+            places: where things are today if they have moved: ``data_path``, ``cache_dir``, ``index_file``,
+                ``backbone``; and ``device``, by default a GPU where there is one.
 
         Raises:
-            UserError: no such run, its data are gone, or it chooses among candidates.
+            UserError: no such run, its data are gone, it chooses among candidates, or it reads no ``num_beams``.
         """
         folder, state = best_state(Path(run))
         if state.get("settings", {}).get("task", "full") != "full" or "candidates" in _task(state):
-            raise UserError(f"{run} chooses among candidates: recommend takes runs that rank all items (task=full).")
+            raise UserError(f"{run} chooses among candidates: only runs that rank all items (task=full) have lists.")
+        if num_beams is not None and (not isinstance(num_beams, int) or num_beams < 1):
+            raise UserError(f"num_beams={num_beams} is not allowed: give a whole number from 1 on.")
         chosen: dict[str, Any] = {"num_beams": num_beams, "exclude_history": exclude_history}
         decode = {name: value for name, value in chosen.items() if value is not None}
-        return cls(load_trained(folder, state, given, decode=decode))
+        found = cls(load_trained(folder, state, places, decode=decode))
+        if num_beams is not None and not found._has_beams:
+            raise UserError(f"num_beams={num_beams} is not read: {run} ranks all items without beams. Leave it out.")
+        return found
 
     @property
     def leaves_out_history(self) -> bool:
         """Whether items of the history are left out."""
         return self.trained.config.settings.decode.exclude_history
 
-    # ---- who
-
     @property
-    def users(self) -> list[str]:
-        """Ids of all users of the data."""
-        return [str(token) for token in self._dataset.field2id_token[self._dataset.uid_field][1:]]
-
-    def history(self, user: str) -> list[str]:
-        """All that a user of the data did, oldest first, the items of validation and test included.
-
-        Raises:
-            UserError: nobody of that name.
-        """
-        field = self._dataset.uid_field
-        number = self._dataset.field2token_id[field].get(user)
-        if not number:
-            raise UserError(
-                f"There is no user '{user}' in '{self._dataset.dataset_name}'. "
-                f"{did_you_mean(user, self.users)}A new user is asked for by a history."
-            )
-        low, high = self._dataset.sequences.start[number : number + 2].tolist()
-        return [self.items[item] for item in self._dataset.sequences.items[low:high].tolist()]
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[int]]:
-        """Items by title, lower case."""
-        found: dict[str, list[int]] = {}
-        for number, title in enumerate(self.titles[1:], start=1):
-            found.setdefault(title.lower(), []).append(number)
-        return found
-
-    def known(self, name: str) -> str | None:
-        """The id of the item with this id or else this title, in any case; ``None`` where there is no such item.
-
-        Raises:
-            UserError: several items have the title.
-        """
-        if self._dataset.field2token_id[self._dataset.iid_field].get(name):
-            return name
-        items = self._by_name.get(name.strip().lower(), [])
-        if len(items) > 1:
-            ids = ", ".join(self.items[item] for item in items[:5])
-            raise UserError(f"{len(items)} items are called '{name}': give the id of the one that is meant ({ids}).")
-        return self.items[items[0]] if items else None
-
-    # ---- what
+    def _has_beams(self) -> bool:
+        config, model = self.trained.config, self.trained.model
+        return config.is_llm and (model.title_ranker is None or config.settings.bigrec.ranker == "hybrid")
 
     def recommend(
         self,
@@ -159,64 +115,52 @@ class Recommender:
         Raises:
             UserError: an unknown item, an empty history, or a model that knows its own users only.
         """
-        size = len(self.items) - 1
+        size = len(self.names.items) - 1
         if not 1 <= topk <= size:
             raise UserError(f"topk={topk} is not allowed: there are {size:,} items, so 1 to {size:,}.")
-        if not histories:
-            return []
-        past = [self.numbers(history) for history in histories]
-        numbers = self._user_numbers(users, len(past))
-        pairs = pairs_of_histories(past, self.trained.config["MAX_ITEM_LIST_LENGTH"], users=numbers)
-        if self.trained.config.is_llm:
-            return self._generated(pairs, topk, batch_size, progress)
-        return self._scored(pairs, topk, batch_size, progress)
+        if users is not None and len(users) != len(histories):
+            raise UserError(f"{len(users)} users for {len(histories)} histories: name each one's user, or none.")
+        past = [self.names.numbers(history) for history in histories]
+        who = np.array([0] * len(past) if users is None else list(map(self.names.user_number, users)), dtype=np.int64)
+        self.check_users(who, users)
+        generates, own = self.trained.config.is_llm, self.trained.config["eval_batch_size"]
+        batch = batch_size or (own if generates else min(own, SCORED_AT_ONCE))
+        block = batch * (BATCHES_OF_A_BLOCK if generates else 1)
+        found: list[list[Recommended]] = []
+        with tqdm(total=len(past), desc="Recommend", disable=not progress, ncols=100, unit="user") as bar:
+            for low in range(0, len(past), block):
+                rows = slice(low, low + block)
+                pairs = pairs_of_histories(past[rows], self.trained.config["MAX_ITEM_LIST_LENGTH"], users=who[rows])
+                found += self._generated(pairs, topk, batch) if generates else self._scored(pairs, topk)
+                bar.update(len(pairs))
+        return found
 
-    def numbers(self, history: Sequence[str]) -> np.ndarray:
-        """Internal ids of items.
+    def check_users(self, numbers: np.ndarray, names: Sequence[str] | None = None) -> None:
+        """Refuse new users where a model of RecBole that is asked for scores learns a vector for each of its own.
 
         Args:
-            history: their ids or titles.
-
-        Raises:
-            UserError: there is none, or one is not known.
+            numbers: internal ids, 0 for somebody new.
+            names: as they were given.
         """
-        if not len(history):
-            raise UserError("A history is empty: give at least one item.")
-        ids = self._dataset.field2token_id[self._dataset.iid_field]
-        numbers = []
-        for name in history:
-            item = self.known(name)
-            if item is None:
-                near = did_you_mean(name, [*self.items[1:], *self.titles[1:]])
-                raise UserError(
-                    f"There is no item '{name}' in '{self._dataset.dataset_name}'. {near}Give ids or titles of items "
-                    "that the model was trained on."
-                )
-            numbers.append(ids[item])
-        return np.array(numbers, dtype=np.int64)
+        if numbers.all():
+            return
+        model, dataset = self.trained.model, self.trained.data.dataset
+        name = None if names is None else str(names[int(np.argmin(numbers))])
+        if not self.trained.config.is_llm:
+            refuse_new_users(model, dataset, name)
+        elif model.title_ranker is not None and weighs_titles(self.trained.config.settings):
+            refuse_new_users(model.reward_model.model, dataset, name)
 
-    def _user_numbers(self, users: Sequence[str] | None, count: int) -> np.ndarray:
-        known = self._dataset.field2token_id[self._dataset.uid_field]
-        numbers = np.array([known.get(user, 0) for user in users] if users is not None else [0] * count)
-        if not numbers.all() and not self.trained.config.is_llm and _learns_users(self.trained.model):
-            strange = "" if users is None else f" ('{users[int(np.argmin(numbers))]}' is none of them)"
-            raise UserError(
-                f"{self.trained.config.model} learns a vector for each user, so it knows the users of its training "
-                f"data only{strange}: give --users, or train e.g. SASRec or ILRec for new ones."
-            )
-        return numbers
-
-    def _generated(self, pairs: Pairs, topk: int, batch_size: int | None, progress: bool) -> list[list[Recommended]]:
-        model, config = self.trained.model, self.trained.config
-        model.list_length = max(model.list_length, topk)
-        label = "Recommend" if progress else None
+    def _generated(self, pairs: Pairs, topk: int, batch_size: int) -> list[list[Recommended]]:
+        model = self.trained.model
+        model.exact_places = topk if self.trained.config.settings.decode.exact else 0
         with torch.no_grad():
-            ranking = model.rank(pairs, batch_size=batch_size or config["eval_batch_size"], progress=label)
+            ranking = model.rank(pairs, batch_size=batch_size, count=max(model.list_length, topk))
         seen = pairs.seen() if self.leaves_out_history else [np.empty(0, np.int64)] * len(pairs)
         return [self._listed(ranking, row, topk, frozenset(items.tolist())) for row, items in enumerate(seen)]
 
     def _listed(self, ranking: Ranking, row: int, topk: int, banned: frozenset[int]) -> list[Recommended]:
-        """Items that share an identifier have its score, in the order of their ids in the data."""
+        """Items that share an identifier have its score, in the order of their internal ids."""
         found: list[Recommended] = []
         for leaf, score in zip(ranking.leaf[row].tolist(), ranking.score[row].tolist(), strict=True):
             items: Iterable[int] = self.trained.model.catalog.items_of(leaf).tolist() if leaf >= 0 else ()
@@ -225,42 +169,41 @@ class Recommender:
                 break
         return found[:topk]
 
-    def _scored(self, pairs: Pairs, topk: int, batch_size: int | None, progress: bool) -> list[list[Recommended]]:
-        dataset, found = self._dataset, list[list[Recommended]]()
-        model = RewardModel(self.trained.model, dataset)
-        seen, most = pairs.seen(), batch_size or min(self.trained.config["eval_batch_size"], USERS_AT_ONCE)
-        with tqdm(total=len(pairs), desc="Recommend", disable=not progress, ncols=100, unit="user") as bar:
-            for low in range(0, len(pairs), most):
-                part = pairs.take(np.arange(low, min(low + most, len(pairs))))
-                columns = {
-                    dataset.uid_field: part.user,
-                    dataset.item_id_list_field: part.history,
-                    dataset.item_list_length_field: part.length,
-                }
-                rows = Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
-                scores = model.scores(rows)
-                if self.leaves_out_history:
-                    for row, items in enumerate(seen[low : low + most]):
-                        scores[row, torch.from_numpy(items) - 1] = -torch.inf
-                best, item = scores.topk(topk)
-                found += [
-                    [self._place(i + 1, s) for i, s in zip(*row, strict=True) if s > -np.inf]
-                    for row in zip(item.tolist(), best.tolist(), strict=True)
-                ]
-                bar.update(len(part))
-        return found
+    def _scored(self, pairs: Pairs, topk: int) -> Iterator[list[Recommended]]:
+        dataset = self.trained.data.dataset
+        scores = RewardModel(self.trained.model, dataset).scores(as_rows(pairs, dataset)).numpy()
+        for own, seen in zip(scores, pairs.seen(), strict=True):
+            if self.leaves_out_history:
+                own[seen - 1] = -np.inf
+            least = max(np.partition(own, -topk)[-topk], np.finfo(own.dtype).min)
+            among = np.flatnonzero(own >= least)  # equal scores in the order of the internal ids
+            best = among[np.argsort(-own[among], kind="stable")[:topk]]
+            yield [self._place(int(item) + 1, float(own[item])) for item in best]
 
     def _place(self, item: int, score: float) -> Recommended:
-        return Recommended(self.items[item], self.titles[item], score)
+        return Recommended(self.names.items[item], self.names.titles[item], score)
 
 
 def _task(state: Mapping[str, Any]) -> str:
     return str(state["request"]["config_dict"].get("task", ""))
 
 
-def _learns_users(model: torch.nn.Module) -> bool:
-    """RecBole's names for such weights: ``user_embedding``, ``user_lambda``, FPMC's ``UI_emb``."""
-    return any(name.lower().startswith("user") or name.startswith("UI") for name, _ in model.named_parameters())
+def refuse_new_users(model: torch.nn.Module, dataset: Any, name: str | None = None) -> None:
+    """Refuse a user whom a model of RecBole cannot know.
+
+    RecBole names such weights ``user_embedding``, ``user_lambda`` or ``UI_emb``; others have a row for each user.
+
+    Raises:
+        UserError: the model learns something for each user.
+    """
+    rows = {dataset.user_num} - {dataset.item_num}
+    for weight, values in model.named_parameters():
+        if weight.lower().startswith("user") or weight.startswith("UI") or rows & {*values.shape[:1]}:
+            who = "" if name is None else f" ('{name}' is none of them)"
+            raise UserError(
+                f"{type(model).__name__} learns a vector for each user, so it knows the users of its training data "
+                f"only{who}: ask for those, or train e.g. SASRec or ILRec for new ones."
+            )
 
 
 def pairs_of_histories(

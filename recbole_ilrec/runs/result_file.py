@@ -9,6 +9,11 @@ from typing import Any
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
 
+RESULT = "result.json"
+"""In the folder of a language model's run: its metrics, versions and command."""
+GAMMA = "gamma"
+"""In that file: the strength of the statistic in BIGRec's grounding, where it was chosen on validation."""
+
 
 def check_result_file(path: Path, option: str = "result_file") -> None:
     """Refuse a result file that cannot be written: better now than after hours of training."""

@@ -28,6 +28,7 @@ from recbole_ilrec.preparation.files import made_once, mirror, write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
+from recbole_ilrec.runs.result_file import GAMMA, RESULT
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, fingerprint
 from recbole_ilrec.runtime.interrupts import Interrupted
@@ -36,7 +37,7 @@ from recbole_ilrec.runtime.run_folder import at_work, new_folder
 from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import Settings
-from recbole_ilrec.training.gamma_choice import choose_gamma
+from recbole_ilrec.training.gamma_choice import ChosenGamma, choose_gamma
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
 from recbole_ilrec.training.trainer import GenerativeTrainer
@@ -44,8 +45,6 @@ from recbole_ilrec.training.trainer import GenerativeTrainer
 logger = logging.getLogger(__name__)
 
 MANIFEST = "stage.json"
-RESULT = "result.json"
-"""In a run's folder: its metrics, versions and command."""
 SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
 """Paradigm -> the model whose training is the supervised stage."""
 
@@ -97,8 +96,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
             if config["eval_test"]:
                 of_test = _tested(trainer, data, saved, show)
         if here:
-            with write_atomically(trainer.run_folder / RESULT) as stream:
-                json.dump({"valid": best_result, "test": of_test["test_result"], **machine()}, stream, indent=1)
+            _keep_result(trainer.run_folder, best_result, of_test["test_result"], chosen)
     result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -110,6 +108,12 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
     }
     return result if chosen is None else {**result, "gamma": asdict(chosen)}
+
+
+def _keep_result(folder: Path, valid: Any, test: Any, chosen: ChosenGamma | None) -> None:
+    content = {"valid": valid, "test": test, **machine(), **({} if chosen is None else {GAMMA: chosen.value})}
+    with write_atomically(folder / RESULT) as stream:
+        json.dump(content, stream, indent=1)
 
 
 def _tested(trainer: GenerativeTrainer, data: Any, saved: bool, show: bool) -> dict[str, Any]:

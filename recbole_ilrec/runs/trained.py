@@ -1,5 +1,6 @@
 """A finished run's best model with the data it was trained on, ready to be asked: for the verbs that use one."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,19 @@ from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_ilrec.collaborative.classical import build_model, items_key, load_weights
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.lookup import find_model, keys_read_by
+from recbole_ilrec.configuration.outcome import OUTCOME_FREE
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.runs.result_file import GAMMA, RESULT
 from recbole_ilrec.runtime.checkpoint import STATE, load_state
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.settings import Settings
 
 REQUEST = "request"
+PLACES = ("data_path", "cache_dir", "index_file", "backbone", "device")
+"""Settings that say where things are and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def best_state(run: Path) -> tuple[Path, dict[str, Any]]:
 def load_trained(
     folder: Path,
     state: Mapping[str, Any],
-    given: Mapping[str, Any] | None = None,
+    where: Mapping[str, Any] | None = None,
     *,
     decode: Mapping[str, Any] | None = None,
     dequantise: bool = False,
@@ -70,38 +76,61 @@ def load_trained(
     Args:
         folder: as of :func:`best_state`.
         state: likewise.
-        given: settings that say where the model works, such as ``device`` or ``data_path``.
+        where: of :data:`PLACES`, where things are today if they have moved.
         decode: settings of the section ``decode`` in the place of the run's.
         dequantise: turn weights of four bits back into ordinary ones.
 
     Raises:
         UserError: the data are gone or have other items, or the weights do not fit.
     """
-    if "settings" in state:
-        quantised = state["settings"]["backbone"]["quantization"] is not None
-        with quick_imports(compiler=quantised):
-            from recbole_ilrec.training import best_weights as best_weights
-    request = state[REQUEST]
-    here = {"device": "auto", "show_progress": False, "resume_from_checkpoint": None, **(given or {})}
-    config = Config(request["model"], request["dataset"], None, {**request["config_dict"], **here})
+    moved, request = dict(where or {}), state[REQUEST]
+    kept = _kept(state)
+    here = {"device": "auto", "show_progress": False, "resume_from_checkpoint": None, **moved}
+    config = Config(request["model"], request["dataset"], None, {**kept, **request["config_dict"], **here})
     settings = config.settings
     if config.is_llm:  # as they were, whatever the presets say today
-        settings = Settings.model_validate(state["settings"])
+        settings = _moved(Settings.model_validate(state["settings"]), moved)
         backbone = settings.backbone.model_copy(update={"dequantise": dequantise or settings.backbone.dequantise})
         settings = settings.model_copy(update={"backbone": backbone})
-    config.settings = settings.model_copy(update={"decode": settings.decode.model_copy(update=dict(decode or {}))})
+    changed = type(settings.decode).model_validate({**settings.decode.model_dump(), **(decode or {})})
+    config.settings = settings.model_copy(update={"decode": changed})
     data = build_data(config)
-    model = _model(config, data, state, folder)
+    model = _model(config, data, state, folder, dequantise)
     return Trained(folder, state, config, data, model.eval())
 
 
-def _model(config: Config, data: Data, state: Mapping[str, Any], folder: Path) -> AbstractRecommender:
+def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model was built with, in case the presets have changed since."""
+    if "settings" in state:
+        quantised = state["settings"]["backbone"]["quantization"] is not None
+        with quick_imports(compiler=quantised):
+            from recbole_ilrec.training.best_weights import WINDOW
+        return {"MAX_ITEM_LIST_LENGTH": state[WINDOW]} if WINDOW in state else {}
+    _, model, _ = find_model(state[REQUEST]["model"])
+    reads = (*keys_read_by(model), "MAX_ITEM_LIST_LENGTH", "exclude_history")
+    return {key: state["config"][key] for key in reads if key in state["config"] and key not in OUTCOME_FREE}
+
+
+def _moved(settings: Settings, moved: Mapping[str, Any]) -> Settings:
+    """Settings of a language model with the paths that are others today."""
+    changes: dict[str, Any] = {}
+    for key, section, name in (("index_file", "index", "file"), ("backbone", "backbone", "path")):
+        if key in moved:
+            changes[section] = getattr(settings, section).model_copy(update={name: str(Path(moved[key]).resolve())})
+    return settings.model_copy(update=changes)
+
+
+def _model(
+    config: Config, data: Data, state: Mapping[str, Any], folder: Path, dequantised: bool
+) -> AbstractRecommender:
     dataset = data.train._dataset
     if config.is_llm:
         from recbole_ilrec.training.best_weights import put_back
 
         model = config.model_class(config, dataset).to(config["device"])
-        put_back(model, state, folder)
+        put_back(model, state, folder, dequantised=dequantised)
+        if model.title_ranker is not None and len(config.settings.bigrec.gamma) > 1:
+            model.title_ranker.gamma = _chosen_gamma(folder.parent / RESULT)
         return model
     if state["items"] != items_key(dataset):
         raise UserError(
@@ -112,3 +141,14 @@ def _model(config: Config, data: Data, state: Mapping[str, Any], folder: Path) -
     load_weights(model, state["model"], folder)
     model.load_other_parameter(state["other_parameter"])
     return model
+
+
+def _chosen_gamma(result: Path) -> float:
+    """The strength of the statistic that the run chose on validation."""
+    try:
+        return float(json.loads(result.read_text(encoding="utf-8"))[GAMMA])
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"{result} does not say which bigrec.gamma was chosen: the run did not end, or it is of an older version. "
+            "Train it again, or with one value of bigrec.gamma."
+        ) from None

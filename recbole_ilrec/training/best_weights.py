@@ -19,6 +19,9 @@ from recbole_ilrec.training.loop import BASE, IDENTIFIERS
 
 logger = logging.getLogger(__name__)
 
+WINDOW = "window"
+"""In what is kept: items of a history that the model reads."""
+
 
 def save_best(
     config: Any, model: GenerativeRecommender, run_folder: Path, score: float, result: Mapping[str, float] | None
@@ -39,6 +42,7 @@ def save_best(
         "model": best,
         BASE: model.frozen_key,
         IDENTIFIERS: model.catalog.digest,
+        WINDOW: config["MAX_ITEM_LIST_LENGTH"],
         "settings": from_anywhere(config.settings).model_dump(mode="json"),
         "request": request_of(config),
         "valid_score": score,
@@ -54,19 +58,27 @@ def load_best(config: Any, model: GenerativeRecommender, folder: Path) -> None:
     Raises:
         UserError: they are of another kind or shape, of other item identifiers, or adapters of another base model.
     """
-    state = load_state(folder, kind=config["model"])
-    if state.get(BASE, model.frozen_key) != model.frozen_key:
-        raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
-    put_back(model, state, folder)
+    put_back(model, load_state(folder, kind=config["model"]), folder)
     logger.info("Loading model structure and parameters from %s", folder)
 
 
-def put_back(model: GenerativeRecommender, state: Mapping[str, Any], folder: Path) -> None:
+def put_back(
+    model: GenerativeRecommender, state: Mapping[str, Any], folder: Path, *, dequantised: bool = False
+) -> None:
     """Load what :func:`save_best` kept into a model whose item tokens mean the same; older versions did not say.
 
+    Args:
+        model: built as the run built it.
+        state: what was kept.
+        folder: where it was kept, for messages.
+        dequantised: the weights under the adapters are other numbers than in training, on purpose.
+
     Raises:
-        UserError: they mean other items, which the shapes of the weights need not show, or the shapes differ.
+        UserError: the tokens mean other items, which the shapes of the weights need not show; the base model under
+            adapters is another one; or the shapes differ.
     """
+    if not dequantised and state.get(BASE, model.frozen_key) != model.frozen_key:
+        raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
     if state.get(IDENTIFIERS, model.catalog.digest) != model.catalog.digest:
         raise UserError(
             f"{folder} was trained with other {IDENTIFIERS}, so its weights are of other items: give the --index_file, "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_ilrec.configuration.arguments import Arguments
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
-from recbole_ilrec.verbs.recommend import items_of
+from recbole_ilrec.verbs.recommend import LAST_ITEMS, PLACES, items_of
 
 if TYPE_CHECKING:
     from recbole_ilrec.runs.inspection import Inspection, PlaceSeen, TokenSeen
@@ -29,11 +29,11 @@ ILRec, whose settings are then those that it would have had.
   --item=ITEM                the answer to look at, id or title
   --tokens=8                 tokens to show at each place
   --json=PATH                also write all of it as JSON
-  --data_path=DIR, --cache_dir=DIR, --device=cpu
-                             where data, learned models and this model are; by default as in the run
+  --data_path=DIR, --cache_dir=DIR, --index_file=FILE, --backbone=DIR
+                             where these are today, if they have moved since the run
+  --device=cpu               by default a GPU where there is one
 """
 
-PLACES = ("data_path", "cache_dir", "device")
 WIDEST_TITLE = 40
 OPTIONS = ("user", "history", "item", "tokens", "json", *PLACES)
 
@@ -68,22 +68,22 @@ def inspect(arguments: Arguments) -> int:
     asked = Recommender.load(arguments.words[0], **where)
     from recbole_ilrec.runs.inspection import inspect_answer
 
-    history, item, own = _question(asked, options)
-    seen = inspect_answer(asked, history, item, own, most)
+    seen = inspect_answer(asked, most=most, **_question(asked, options))
     sys.stdout.write("\n".join(_lines(asked, seen)) + "\n")
     if target is not None:
         write_result(Path(target), _plain(seen))
     return 0
 
 
-def _question(asked: "Recommender", options: dict[str, Any]) -> tuple[list[str], str, list[str]]:
-    """The history, the answer, and all items that the user is known to like."""
+def _question(asked: "Recommender", options: dict[str, Any]) -> dict[str, Any]:
+    """The history, the answer, who it is and all items that the user is known to like."""
     if "history" in options:
-        return items_of(asked, str(options["history"])), str(options["item"]), []
-    whole = asked.history(str(options["user"]))
+        return {"history": items_of(asked.names, str(options["history"])), "item": str(options["item"])}
+    user = str(options["user"])
+    whole = asked.names.history(user)
     if len(whole) < 2:
-        raise UserError(f"User '{options['user']}' has one item, so there is no history before it: give another user.")
-    return whole[:-1], str(options.get("item", whole[-1])), whole
+        raise UserError(f"User '{user}' has one item, so there is no history before it: give another user.")
+    return {"history": whole[:-1], "item": str(options.get("item", whole[-1])), "user": user, "own": whole}
 
 
 def _plain(seen: "Inspection") -> dict[str, Any]:
@@ -97,10 +97,10 @@ def _plain(seen: "Inspection") -> dict[str, Any]:
 def _lines(asked: "Recommender", seen: "Inspection") -> Iterator[str]:
     config = asked.trained.config
     settings = config.settings.ilrec
-    last = " | ".join(asked.titles[number] for number in asked.numbers(seen.history[-3:]))
+    last = " | ".join(_short(asked.names.titles[number]) for number in asked.names.numbers(seen.history[-LAST_ITEMS:]))
     place = f"place {seen.place} of the model's list" if seen.place else "not in the model's list"
     yield f"{config.model} on {config.dataset}: after {len(seen.history)} items, the last: {last}"
-    named = f" ({seen.title})" if seen.title != seen.item else ""
+    named = f" ({_short(seen.title)})" if seen.title != seen.item else ""
     yield f"answer {seen.item}{named}: log-probability {seen.log_prob:.4f}, {place}"
     yield (
         f"alpha {settings.alpha:g}, beta {settings.beta:g}, lambda {settings.lambda_:g}, mu {settings.mu:g}, "
@@ -144,4 +144,8 @@ def _token(token: "TokenSeen", width: int) -> str:
 
 
 def _some(token: "TokenSeen") -> str:
-    return "; ".join(shorten(title, WIDEST_TITLE, placeholder=" ...") for title in token.examples)
+    return "; ".join(map(_short, token.examples))
+
+
+def _short(title: str) -> str:
+    return shorten(title, WIDEST_TITLE, placeholder=" ...")

@@ -11,6 +11,7 @@ from recbole_ilrec.configuration.arguments import Arguments, listed
 from recbole_ilrec.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    from recbole_ilrec.runs.names import Names
     from recbole_ilrec.runs.recommendation import Recommended, Recommender
 
 HELP = """usage: recbole-ilrec recommend RUN [--users=ID,ID | --history=ITEM,ITEM | --file=FILE] [--out=FILE]
@@ -18,7 +19,7 @@ HELP = """usage: recbole-ilrec recommend RUN [--users=ID,ID | --history=ITEM,ITE
 The items that a trained model, language model or one of RecBole's, thinks come next.
 
   RUN                        the folder of a finished run (saved/<Model>-<dataset>-<time>)
-  --users=ID,ID              users of the run's data, after all that they did; without any choice: all users
+  --users=ID,ID              users of the run's data, after all that they did; without any choice: all users, to --out
   --history=ITEM,ITEM        a new user who had these items, oldest first: ids or titles; separate by ';' where they
                              hold commas
   --file=FILE                new users: a table (.csv, .tsv, .jsonl) with the columns user_id, item_id and timestamp
@@ -28,8 +29,9 @@ The items that a trained model, language model or one of RecBole's, thinks come 
   --num_beams=N              beams of a language model's search; by default as in the run
   --eval_batch_size=N        users at once
   --num_threads=N            threads of a CPU; where other work goes on beside it, 1 is often fastest
-  --data_path=DIR, --cache_dir=DIR, --device=cpu
-                             where data, learned identifiers and model are; by default as in the run
+  --data_path=DIR, --cache_dir=DIR, --index_file=FILE, --backbone=DIR
+                             where these are today, if they have moved since the run
+  --device=cpu               by default a GPU where there is one
 
 A score is comparable within its list only: for a language model the log-probability of the item's identifier.
 
@@ -40,7 +42,7 @@ examples
 """
 
 CHOICES = ("users", "history", "file")
-PLACES = ("data_path", "cache_dir", "device")
+PLACES = ("data_path", "cache_dir", "index_file", "backbone", "device")
 NUMBERS = ("num_beams", "eval_batch_size", "num_threads")
 OPTIONS = (*CHOICES, "topk", "out", "exclude_history", *NUMBERS, *PLACES)
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -68,6 +70,8 @@ def recommend(arguments: Arguments) -> int:
     if len(chosen) > 1:
         raise UserError(f"--{chosen[0]} and --{chosen[1]} each say who gets lists: give one of them.")
     out = _target(arguments.take("out"))
+    if out is None and not chosen:
+        raise UserError("Lists of all users need --out=FILE, e.g. --out=lists.csv; or choose some with --users=ID,ID.")
     topk = _number("topk", arguments.take("topk", 10))
     given = {key: str(options[key]) for key in PLACES if key in options}
     beams, batch_size, threads = (_number(key, options.get(key)) for key in NUMBERS)
@@ -115,9 +119,9 @@ def recommend(arguments: Arguments) -> int:
 def _target(given: Any) -> Path | None:
     if given is None:
         return None
-    path = Path(str(given))
+    path = Path(str(given)).resolve()  # a link stays one, to the new file
     if path.suffix not in FORMATS:
-        raise UserError(f"--out={path} is no table: end it in {', '.join(FORMATS)}.")
+        raise UserError(f"--out={given} is no table: end it in {', '.join(FORMATS)}.")
     from recbole_ilrec.runs.result_file import check_result_file
 
     check_result_file(path, "out")
@@ -135,19 +139,19 @@ def _number(key: str, value: Any) -> int | None:
 
 def _asked(recommender: "Recommender", options: Mapping[str, Any]) -> _Asked:
     if "history" in options:
-        return _Asked(["the history given"], [items_of(recommender, str(options["history"]))])
+        return _Asked(["the history given"], [items_of(recommender.names, str(options["history"]))])
     if "file" in options:
         return _of_file(recommender, Path(str(options["file"])))
-    names = listed(options["users"]) if "users" in options else recommender.users
+    names = listed(options["users"]) if "users" in options else recommender.names.users
     names = list(dict.fromkeys(map(str, names)))
     if not names:
         raise UserError("--users is empty: give ids of users, e.g. --users=196,186.")
-    return _Asked(names, [recommender.history(name) for name in names])
+    return _Asked(names, [recommender.names.history(name) for name in names])
 
 
-def items_of(recommender: "Recommender", text: str) -> list[str]:
+def items_of(names: "Names", text: str) -> list[str]:
     """One item where the whole text is one, else the parts between ';' or, without any, between commas."""
-    if recommender.known(text) is not None:
+    if names.known(text) is not None:
         return [text]
     return [part.strip() for part in text.split(";" if ";" in text else ",") if part.strip()]
 
@@ -162,9 +166,8 @@ def _of_file(recommender: "Recommender", path: Path) -> _Asked:
         raise UserError(f"--file={path} is no table that can be read: end it in {', '.join(clicks.SUFFIXES)}.")
     names, histories, strangers, without = [], [], dict[str, None](), []
     for user, items in clicks.read({"interactions": path}, path.parent).sequences:
-        found = {item: recommender.known(item) for item in items}
-        strangers |= dict.fromkeys(item for item, known in found.items() if known is None)
-        known = [item for item in items if found[item] is not None]
+        strangers |= dict.fromkeys(item for item in items if not recommender.names.has(item))
+        known = [item for item in items if item not in strangers]
         if known:
             names.append(user)
             histories.append(known)
@@ -221,7 +224,7 @@ def _shown(recommender: "Recommender", asked: _Asked, lists: Sequence[Sequence["
     config = recommender.trained.config
     history = "left out" if recommender.leaves_out_history else "may come again"
     text = [f"{config.model} on {config.dataset}; items of the history {history}"]
-    title = dict(zip(recommender.items, recommender.titles, strict=True))
+    title = dict(zip(recommender.names.items, recommender.names.titles, strict=True))
     for name, items, places in zip(asked.names, asked.histories, lists, strict=True):
         last = [title.get(item, item) for item in items[-LAST_ITEMS:]]
         text += ["", f"{name}: {len(items)} items, the last: {' | '.join(last)}"]

@@ -1,0 +1,32 @@
+"""Settings that contradict the model, refused before anything is built."""
+
+from collections.abc import Mapping
+
+from recbole_ilrec.configuration.lookup import PARADIGM_OF
+from recbole_ilrec.errors import UserError
+from recbole_ilrec.objective import PREFERENCES
+from recbole_ilrec.settings import Settings
+
+
+def check_paradigm(model: str, settings: Settings) -> None:
+    """Refuse a paradigm other than that of a model that is plain fine-tuning under one of them."""
+    wanted = PARADIGM_OF.get(model, settings.paradigm)
+    if settings.paradigm != wanted:
+        other = next(name for name, paradigm in PARADIGM_OF.items() if paradigm != wanted)
+        raise UserError(
+            f"paradigm={settings.paradigm} contradicts model={model}, which is {wanted}: use --model={other} for plain "
+            "fine-tuning with it, or leave --paradigm out."
+        )
+
+
+def check_beta(settings: Settings, given: Mapping[str, object]) -> None:
+    """Refuse ILRec's ``beta`` where a preference objective has one of its own.
+
+    Args:
+        settings: of a language model.
+        given: what the user set, by flat or dotted name.
+    """
+    if settings.objective in PREFERENCES and {"beta", "ilrec.beta"} & given.keys():
+        raise UserError(
+            f"beta is ILRec's (Eq. 7) and objective '{settings.objective}' does not read it: use --preference.beta."
+        )
