@@ -9,6 +9,7 @@ from recbole_ilrec import cli
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.inspection import inspect_answer
+from recbole_ilrec.runs.negatives import negatives_of
 from recbole_ilrec.runs.recommendation import Recommender
 from tests.worlds import LEARN, QUICK, ring_world, write_dataset, write_titled_ring
 
@@ -109,6 +110,45 @@ def test_end_tokens_that_are_left_out_of_training_have_no_negatives(world, tmp_p
     assert end.negatives == 0 == end.losses["cpd"] and end.losses["cpo"] == pytest.approx(end.losses["ce"])
 
 
+def test_means_over_users_are_those_of_their_answers_looked_at_one_by_one(world, tmp_path):
+    places = {"data_path": str(world / "dataset"), "checkpoint_dir": str(tmp_path / "saved"), "num_beams": 10}
+    run_recbole_ilrec("ILRec", "ring", config_dict={**QUICK, **places, "k": 2, "max_steps": 3})
+    asked = Recommender.load(newest(tmp_path, "ILRec"))
+    users = ["u3", "u4", "u11", "u40"]
+    found = negatives_of(asked, users)
+    wholes = [asked.names.history(user) for user in users]
+    each = [
+        inspect_answer(asked, w[:-1], w[-1], user=u, own=w[:-1], most=200) for u, w in zip(users, wholes, strict=True)
+    ]
+    assert len(found) == 2 and [place.tokens for place in found] == [4, 4]
+    for at, place in enumerate(found):
+        ones = [answer.places[at] for answer in each]
+        assert place.negatives == pytest.approx(np.mean([one.negatives for one in ones]))
+        for name in ("ce", "cpo", "cpd", "crr"):
+            assert place.losses[name] == pytest.approx(np.mean([one.losses[name] for one in ones]), abs=1e-6)
+        (truths,) = [[next(token for token in one.tokens if token.truth) for one in ones]]
+        assert place.losses["L-1"] == pytest.approx(np.mean([-np.log(truth.layers[-1]) for truth in truths]), abs=1e-6)
+        best = [max(token.final for token in one.tokens if token.items) for one in ones]
+        assert place.right == np.mean([truth.final >= most for truth, most in zip(truths, best, strict=True)])
+        hit = [(one, truth) for one, truth in zip(ones, truths, strict=True) if one.negatives]
+        assert place.penalised == len(hit) / 4 > 0
+        for name, inside in (("legal", lambda token: token.items > 0), ("own", lambda token: token.own > 0)):
+            shares = [sum(token.weight for token in one.tokens if inside(token)) for one, _ in hit]
+            assert getattr(place, name) == pytest.approx(np.mean(shares), abs=1e-6)
+        under = [sum(token.weight * token.reward for token in one.tokens) for one, _ in hit]
+        assert place.reward == pytest.approx(np.mean(under), abs=1e-6)
+        assert place.truth == pytest.approx(np.mean([truth.reward for _, truth in hit]), abs=1e-6)
+
+
+def test_a_sample_is_shown_and_written(world, tmp_path, capsys):
+    run, file = str(newest(world, "ILRec")), tmp_path / "many.json"
+    assert cli.main(["inspect", run, "--sample=7", f"--json={file}"]) == 0
+    shown = capsys.readouterr().out
+    assert "the last items of 7 users, token by token" in shown and "r of neg" in shown
+    content = json.loads(file.read_text())
+    assert content["users"] == 7 and [place["tokens"] for place in content["places"]] == [7, 7]
+
+
 def test_the_last_layer_alone_and_titles_are_inspected_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_titled_ring(tmp_path)
@@ -136,8 +176,10 @@ def test_the_verb_shows_and_writes_it(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ILRec", [], "inspect looks at one answer: give --user=ID"),
-        ("ILRec", ["--user=u1", "--history=i1"], "inspect looks at one answer"),
+        ("ILRec", [], "inspect looks at one answer or at many: give --user=ID"),
+        ("ILRec", ["--sample=0"], "sample=0 is not allowed: give a whole number from 1 on"),
+        ("Pop", ["--sample=3"], "Pop has no layers to inspect"),
+        ("ILRec", ["--user=u1", "--history=i1"], "inspect looks at one answer or at many"),
         ("ILRec", ["--history=i1"], "--history needs --item=ITEM"),
         ("ILRec", ["--user=u1", "--item=i77"], "There is no item 'i77' in 'ring'. Did you mean 'i7'?"),
         ("ILRec", ["--user=u1", "--tokens=0"], "tokens=0 is not allowed"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from recbole_ilrec.collaborative.reward_model import RewardModel
 from recbole_ilrec.data.sequences import as_rows
@@ -123,20 +124,8 @@ def inspect_answer(
         raise UserError(f"{config.model} has no layers to inspect: give a run of a language model, e.g. ILRec.")
     past, (target, *_) = names.numbers(history), names.numbers([item])
     who = np.array([0 if user is None else names.user_number(user)])
-    pairs = pairs_of_histories([past], config["MAX_ITEM_LIST_LENGTH"], users=who, target=target)
-    rewards = _rewards(asked, pairs)
-    batch: TokenBatch = model.encoder.collate(model.encoded(pairs)).to(model.backbone.device)
-    objective = _objective(asked)
-    node = batch.node.cpu()
-    if rewards is None:
-        legal = legal_tokens(model.catalog.trie, node)
-    else:
-        legal = token_rewards(rewards, model.catalog, torch.zeros_like(node), node)
-    how = {"apply_final_norm": config.settings.ilrec.apply_final_norm}
-    with torch.no_grad():
-        states = model.backbone.layer_states(batch.input_ids, batch.select, objective.settings.layers, **how)
-        active = objective.active(batch, float("inf"))
-        seen = explain(objective, states, batch.targets, legal.to(model.backbone.device), active)
+    window, targets = config["MAX_ITEM_LIST_LENGTH"], np.array([target])
+    batch, seen = explained(asked, pairs_of_histories([past], window, users=who, targets=targets))
     most_listed = min(model.list_length, len(names.items) - 1)
     (places,) = asked.recommend([history], topk=most_listed, users=None if user is None else [user])
     listed, name = [place.item for place in places], names.items[target]
@@ -151,6 +140,29 @@ def inspect_answer(
     )
 
 
+def explained(asked: Recommender, pairs: Pairs) -> tuple[TokenBatch, Explanation]:
+    """The tokens of the answers of some rows, and what each layer and each equation makes of them.
+
+    Args:
+        asked: a run of a language model.
+        pairs: histories and answers; ``batch.target`` is the row that a token belongs to.
+    """
+    model, config = asked.trained.model, asked.trained.config
+    rewards = _rewards(asked, pairs)
+    batch: TokenBatch = model.encoder.collate(model.encoded(pairs))
+    if rewards is None:
+        legal = legal_tokens(model.catalog.trie, batch.node)
+    else:
+        legal = token_rewards(rewards, model.catalog, batch.target, batch.node)
+    objective, device = _objective(asked), model.backbone.device
+    here = batch.to(device)
+    how = {"apply_final_norm": config.settings.ilrec.apply_final_norm}
+    with torch.no_grad():
+        states = model.backbone.layer_states(here.input_ids, here.select, objective.settings.layers, **how)
+        active = objective.active(here, float("inf"))
+        return batch, explain(objective, states, here.targets, legal.to(device), active)
+
+
 def _objective(asked: Recommender) -> ILRec:
     """ILRec's loss under the run's settings, with no more layers than there are."""
     model, settings = asked.trained.model, asked.trained.config.settings.ilrec
@@ -161,7 +173,7 @@ def _objective(asked: Recommender) -> ILRec:
 
 
 def _rewards(asked: Recommender, pairs: Pairs) -> Tensor | None:
-    """R of Eq. 10, ``[1, I]``, where the run has a reward model, which is trained now if it is gone."""
+    """R of Eq. 10, ``[B, I]``, where the run has a reward model, which is trained now if it is gone."""
     model, dataset = asked.trained.model, asked.trained.data.dataset
     if not model.objective.needs.rewards:
         return None
@@ -169,9 +181,8 @@ def _rewards(asked: Recommender, pairs: Pairs) -> Tensor | None:
     if not pairs.user.all():
         refuse_new_users(rewarding.model, dataset)
     scores = torch.nn.functional.pad(rewarding.scores(as_rows(pairs, dataset)), (1, 0))
-    (past,) = pairs.seen()
-    masked = torch.from_numpy(past)[None] if rewarding.mask_history else None
-    return item_probabilities(scores, rewarding.temperature, masked)
+    past = pad_sequence(list(map(torch.from_numpy, pairs.seen())), batch_first=True)
+    return item_probabilities(scores, rewarding.temperature, past if rewarding.mask_history else None)
 
 
 def _places(asked: Recommender, seen: Explanation, batch: TokenBatch, liked: Tensor, most: int) -> list[PlaceSeen]:

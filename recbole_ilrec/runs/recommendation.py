@@ -207,7 +207,11 @@ def refuse_new_users(model: torch.nn.Module, dataset: Any, name: str | None = No
 
 
 def pairs_of_histories(
-    histories: Sequence[np.ndarray], window: int, *, users: np.ndarray | None = None, target: int = 0
+    histories: Sequence[np.ndarray],
+    window: int,
+    *,
+    users: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
 ) -> Pairs:
     """Histories as rows: the window holds their last items, the past all of them.
 
@@ -215,7 +219,7 @@ def pairs_of_histories(
         histories: internal ids of each one's items, oldest first.
         window: items of a row at most.
         users: internal ids, 0 for new ones; by default all new.
-        target: the item after each history; 0 where it is not known.
+        targets: the item after each history; by default none is known.
     """
     lengths = np.array([min(len(history), window) for history in histories])
     table = np.zeros((len(histories), window), dtype=np.int64)
@@ -223,6 +227,6 @@ def pairs_of_histories(
         table[row, :length] = history[-length:]
     ends = np.cumsum([len(history) for history in histories])
     past = np.stack([np.r_[0, ends[:-1]], ends], axis=1)
-    who = np.zeros(len(histories), dtype=np.int64) if users is None else users
-    targets = np.full(len(histories), target)
-    return Pairs(who, table, lengths, targets, timeline=np.concatenate(histories), past=past)
+    nothing = np.zeros(len(histories), dtype=np.int64)
+    who, answers = (nothing if column is None else column for column in (users, targets))
+    return Pairs(who, table, lengths, answers, timeline=np.concatenate(histories), past=past)

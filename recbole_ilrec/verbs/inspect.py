@@ -1,7 +1,7 @@
 """``recbole-ilrec inspect RUN``: one answer of a language model, token by token and layer by layer."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from recbole_ilrec.configuration.arguments import Arguments
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
-from recbole_ilrec.verbs.recommend import LAST_ITEMS, PLACES, items_of
+from recbole_ilrec.verbs.recommend import LAST_ITEMS, PLACES, items_of, number
 
 if TYPE_CHECKING:
     from recbole_ilrec.runs.inspection import Inspection, PlaceSeen, TokenSeen
+    from recbole_ilrec.runs.negatives import Negatives
     from recbole_ilrec.runs.recommendation import Recommender
 
-HELP = """usage: recbole-ilrec inspect RUN (--user=ID | --history=ITEM,ITEM --item=ITEM) [--tokens=8] [--json=PATH]
+HELP = """usage: recbole-ilrec inspect RUN (--user=ID | --history=ITEM,ITEM --item=ITEM | --sample=N) [--json=PATH]
 
 Why this item? For each token of an item's identifier: what the last layer and the layers before it think may stand
 there, which tokens are ILRec's self-hard negatives, how much each weighs, what the collaborative model says of them,
@@ -28,6 +29,8 @@ ILRec, whose settings are then those that it would have had.
   --history=ITEM,ITEM        somebody new: ids or titles, oldest first; separate by ';' where they hold commas
   --item=ITEM                the answer to look at, id or title
   --tokens=8                 tokens to show at each place
+  --sample=N                 the last items of N users, the same ones each time, in the mean: how many negatives, how
+                             much of their weight lies on tokens that may follow and on what the user has had
   --json=PATH                also write all of it as JSON
   --data_path=DIR, --cache_dir=DIR, --index_file=FILE, --backbone=DIR
                              where these are today, if they have moved since the run
@@ -35,7 +38,8 @@ ILRec, whose settings are then those that it would have had.
 """
 
 WIDEST_TITLE = 40
-OPTIONS = ("user", "history", "item", "tokens", "json", *PLACES)
+TOKENS = 8
+OPTIONS = ("user", "history", "item", "tokens", "sample", "json", *PLACES)
 
 
 def inspect(arguments: Arguments) -> int:
@@ -46,13 +50,15 @@ def inspect(arguments: Arguments) -> int:
             raise unknown_name("option of inspect", key, OPTIONS)
     if len(arguments.words) != 1:
         raise UserError("inspect takes one run: recbole-ilrec inspect saved/<Model>-<dataset>-<time> --user=ID.")
-    if ("user" in options) == ("history" in options):
-        raise UserError("inspect looks at one answer: give --user=ID, or --history=ITEM,ITEM with --item=ITEM.")
+    if sum(key in options for key in ("user", "history", "sample")) != 1:
+        raise UserError(
+            "inspect looks at one answer or at many: give --user=ID, --history=ITEM,ITEM with --item=ITEM, or "
+            "--sample=N."
+        )
     if "history" in options and "item" not in options:
         raise UserError("--history needs --item=ITEM, the answer to look at.")
-    most, target = options.get("tokens", 8), options.get("json")
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise UserError(f"tokens={most} is not allowed: give a whole number from 1 on, e.g. --tokens=8.")
+    most, sample = (number(key, options.get(key)) for key in ("tokens", "sample"))
+    target = options.get("json")
     if target is not None:
         check_result_file(Path(target), "json")
 
@@ -66,13 +72,29 @@ def inspect(arguments: Arguments) -> int:
 
     where: dict[str, Any] = {key: str(options[key]) for key in PLACES if key in options}
     asked = Recommender.load(arguments.words[0], **where)
+    lines, found = _of_one(asked, options, most or TOKENS) if sample is None else _of_many(asked, sample)
+    sys.stdout.write("\n".join(lines) + "\n")
+    if target is not None:
+        write_result(Path(target), found)
+    return 0
+
+
+def _of_one(asked: "Recommender", options: dict[str, Any], most: int) -> tuple[Iterator[str], dict[str, Any]]:
     from recbole_ilrec.runs.inspection import inspect_answer
 
     seen = inspect_answer(asked, most=most, **_question(asked, options))
-    sys.stdout.write("\n".join(_lines(asked, seen)) + "\n")
-    if target is not None:
-        write_result(Path(target), _plain(seen))
-    return 0
+    return _lines(asked, seen), _plain(seen)
+
+
+def _of_many(asked: "Recommender", sample: int) -> tuple[Iterator[str], dict[str, Any]]:
+    import numpy as np
+
+    from recbole_ilrec.runs.negatives import negatives_of
+
+    users = asked.names.users
+    chosen = np.sort(np.random.default_rng(0).choice(len(users), min(sample, len(users)), replace=False))
+    found = negatives_of(asked, [users[row] for row in chosen])
+    return _means(asked, found), {"users": len(chosen), "places": [place._asdict() for place in found]}
 
 
 def _question(asked: "Recommender", options: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +116,32 @@ def _plain(seen: "Inspection") -> dict[str, Any]:
 # ---- text
 
 
+def _means(asked: "Recommender", found: Sequence["Negatives"]) -> Iterator[str]:
+    config, settings = asked.trained.config, asked.trained.config.settings.ilrec
+    rewarded = found[0].reward is not None
+    yield f"{config.model} on {config.dataset}: the last items of {found[0].tokens:,} users, token by token"
+    yield f"alpha {settings.alpha:g}, penalty {settings.penalty}, beta {settings.beta:g}"
+    yield ""
+    losses = "".join(f"{name:>9}" for name in found[0].losses)
+    yield f"token  {losses}{'right':>9}{'with neg':>9}{'neg':>9}{'legal':>9}{'own':>9}" + (
+        f"{'r of neg':>9}{'r truth':>9}" if rewarded else ""
+    )
+    for at, place in enumerate(found, start=1):
+        numbers = [*place.losses.values(), place.right, place.penalised, place.negatives, place.legal, place.own]
+        numbers += [place.reward or 0.0, place.truth or 0.0] if rewarded else []
+        yield f"{at:5}  " + "".join(f"{value:9.4f}" for value in numbers)
+    yield ""
+    yield "losses in nats; right: no legal token is more probable than the truth; with neg: share that has negatives"
+    yield "(Eq. 5), neg of them in the mean; legal, own: share of their weight (Eq. 6) on tokens that may follow, and"
+    yield "on tokens with items of the history behind them" + (
+        "; r of neg, r truth: mean reward (Eq. 10) under these weights, and of the truth" if rewarded else ""
+    )
+
+
 def _lines(asked: "Recommender", seen: "Inspection") -> Iterator[str]:
     config = asked.trained.config
     settings = config.settings.ilrec
-    last = " | ".join(_short(asked.names.titles[number]) for number in asked.names.numbers(seen.history[-LAST_ITEMS:]))
+    last = " | ".join(_short(asked.names.titles[row]) for row in asked.names.numbers(seen.history[-LAST_ITEMS:]))
     place = f"place {seen.place} of the model's list" if seen.place else "not in the model's list"
     yield f"{config.model} on {config.dataset}: after {len(seen.history)} items, the last: {last}"
     named = f" ({_short(seen.title)})" if seen.title != seen.item else ""
@@ -106,17 +150,17 @@ def _lines(asked: "Recommender", seen: "Inspection") -> Iterator[str]:
         f"alpha {settings.alpha:g}, beta {settings.beta:g}, lambda {settings.lambda_:g}, mu {settings.mu:g}, "
         f"penalty {settings.penalty}"
     )
-    for number, place_seen in enumerate(seen.places, start=1):
+    for at, place_seen in enumerate(seen.places, start=1):
         yield ""
-        yield from _place(number, place_seen)
+        yield from _place(at, place_seen)
     yield ""
     yield "neg: one of V_N (Eq. 5); w: its weight (Eq. 6); r: reward (Eq. 10); own: items of this user behind the token"
 
 
-def _place(number: int, place: "PlaceSeen") -> Iterator[str]:
+def _place(at: int, place: "PlaceSeen") -> Iterator[str]:
     prefix = "".join(place.prefix) or "the beginning"
     losses = ", ".join(f"{name} {value:.4f}" for name, value in place.losses.items())
-    yield f"token {number}, after {prefix}: {place.items:,} items left"
+    yield f"token {at}, after {prefix}: {place.items:,} items left"
     yield f"  {place.negatives} negatives above {place.threshold:.4f} (Eq. 4); {losses}"
     layers = len(place.tokens[0].layers)
     heads = ["last", *(f"L-{layers - n}" for n in range(layers)), "ensemble"]

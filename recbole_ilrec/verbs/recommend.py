@@ -72,9 +72,9 @@ def recommend(arguments: Arguments) -> int:
     out = _target(arguments.take("out"))
     if out is None and not chosen:
         raise UserError("Lists of all users need --out=FILE, e.g. --out=lists.csv; or choose some with --users=ID,ID.")
-    topk = _number("topk", arguments.take("topk", 10))
+    topk = number("topk", arguments.take("topk", 10))
     given = {key: str(options[key]) for key in PLACES if key in options}
-    beams, batch_size, threads = (_number(key, options.get(key)) for key in NUMBERS)
+    beams, batch_size, threads = (number(key, options.get(key)) for key in NUMBERS)
     exclude = options.get("exclude_history")
     if exclude is not None and not isinstance(exclude, bool):
         raise UserError(f"exclude_history={exclude} is not allowed: give true or false.")
@@ -128,7 +128,7 @@ def _target(given: Any) -> Path | None:
     return path
 
 
-def _number(key: str, value: Any) -> int | None:
+def number(key: str, value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise UserError(f"{key}={value} is not allowed: give a whole number from 1 on, e.g. --{key}=20.")
     return value
