@@ -11,11 +11,7 @@ from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.inspection import inspect_answer
 from recbole_ilrec.runs.negatives import negatives_of
 from recbole_ilrec.runs.recommendation import Recommender
-from tests.worlds import LEARN, QUICK, ring_world, write_dataset, write_titled_ring
-
-
-def newest(root, name):
-    return max((root / "saved").glob(f"{name}-ring-*"), key=lambda path: path.stat().st_mtime)
+from tests.worlds import LEARN, QUICK, newest, ring_world, write_dataset, write_titled_ring
 
 
 @pytest.fixture(scope="module")

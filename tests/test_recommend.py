@@ -13,7 +13,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.recommendation import Recommender
 from tests.test_adapter import save_model
-from tests.worlds import LEARN, QUICK, ring_world, write_dataset, write_titled_ring
+from tests.worlds import LEARN, QUICK, newest, ring_world, write_dataset, write_titled_ring
 
 STEP = [(7 * item + 5) % 24 for item in range(24)]
 CLASSICAL = {"device": "cpu", "show_progress": False, "state": "WARNING", "epochs": 2, "topk": [1, 5]}
@@ -22,10 +22,6 @@ CLASSICAL = {"device": "cpu", "show_progress": False, "state": "WARNING", "epoch
 def following(item: str) -> str:
     """What comes after an item of the ring world."""
     return f"i{STEP[int(item[1:]) - 1] + 1}"
-
-
-def newest(root, name):
-    return max((root / "saved").glob(f"{name}-ring-*"), key=lambda path: path.stat().st_mtime)
 
 
 @pytest.fixture(scope="module")

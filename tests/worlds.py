@@ -90,6 +90,11 @@ def _write_interactions(root: Path, name: str, sequences: Sequence[Sequence[int]
     return folder
 
 
+def newest(root: Path, name: str) -> Path:
+    """Folder of the newest run of a model on the ring world below ``root``."""
+    return max((root / "saved").glob(f"{name}-ring-*"), key=lambda path: path.stat().st_mtime)
+
+
 def ring_world(users: int = 60, items: int = 24, length: int = 9) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """A world with a known answer: the next item is a function of the last one, i -> 7 i + 5 mod ``items``."""
     step = [(7 * item + 5) % items for item in range(items)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_ilrec.errors import UserError
+from recbole_ilrec.errors import UserError, unknown_name
 
 # fmt: off
 _AS_TYPED = frozenset((
@@ -27,6 +27,23 @@ class Arguments:
     def take(self, key: str, default: Any = None) -> Any:
         """The value of an option, which is then no longer among :attr:`options`."""
         return self.options.pop(key, default)
+
+    def of_one_run(self, verb: str, known: Sequence[str]) -> str:
+        """The run that a verb is asked about.
+
+        Args:
+            verb: for messages.
+            known: the options that it reads.
+
+        Raises:
+            UserError: another option, or not one run.
+        """
+        for key in self.options:
+            if key not in known:
+                raise unknown_name(f"option of {verb}", key, known)
+        if len(self.words) != 1:
+            raise UserError(f"{verb} takes one run: recbole-ilrec {verb} saved/<Model>-<dataset>-<time>.")
+        return self.words[0]
 
 
 def parse(argv: Sequence[str]) -> Arguments:

@@ -7,7 +7,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from recbole_ilrec.configuration.arguments import Arguments
-from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 from recbole_ilrec.verbs.recommend import LAST_ITEMS, PLACES, items_of, number
 
@@ -44,12 +44,7 @@ OPTIONS = ("user", "history", "item", "tokens", "sample", "json", *PLACES)
 
 def inspect(arguments: Arguments) -> int:
     """The verb ``inspect``."""
-    options = arguments.options
-    for key in options:
-        if key not in OPTIONS:
-            raise unknown_name("option of inspect", key, OPTIONS)
-    if len(arguments.words) != 1:
-        raise UserError("inspect takes one run: recbole-ilrec inspect saved/<Model>-<dataset>-<time> --user=ID.")
+    run, options = arguments.of_one_run("inspect", OPTIONS), arguments.options
     if sum(key in options for key in ("user", "history", "sample")) != 1:
         raise UserError(
             "inspect looks at one answer or at many: give --user=ID, --history=ITEM,ITEM with --item=ITEM, or "
@@ -71,7 +66,7 @@ def inspect(arguments: Arguments) -> int:
         from recbole_ilrec.runs.recommendation import Recommender
 
     where: dict[str, Any] = {key: str(options[key]) for key in PLACES if key in options}
-    asked = Recommender.load(arguments.words[0], **where)
+    asked = Recommender.load(run, **where)
     lines, found = _of_one(asked, options, most or TOKENS) if sample is None else _of_many(asked, sample)
     sys.stdout.write("\n".join(lines) + "\n")
     if target is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recbole_ilrec.configuration.arguments import Arguments, listed
-from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.errors import UserError
 
 if TYPE_CHECKING:
     from recbole_ilrec.runs.names import Names
@@ -60,12 +60,7 @@ class _Asked(NamedTuple):
 
 def recommend(arguments: Arguments) -> int:
     """The verb ``recommend``."""
-    options = arguments.options
-    for key in options:
-        if key not in OPTIONS:
-            raise unknown_name("option of recommend", key, OPTIONS)
-    if len(arguments.words) != 1:
-        raise UserError("recommend takes one run: recbole-ilrec recommend saved/<Model>-<dataset>-<time> --users=ID.")
+    run, options = arguments.of_one_run("recommend", OPTIONS), arguments.options
     chosen = [name for name in CHOICES if name in options]
     if len(chosen) > 1:
         raise UserError(f"--{chosen[0]} and --{chosen[1]} each say who gets lists: give one of them.")
@@ -94,7 +89,7 @@ def recommend(arguments: Arguments) -> int:
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    recommender = Recommender.load(arguments.words[0], num_beams=beams, exclude_history=exclude, **given)
+    recommender = Recommender.load(run, num_beams=beams, exclude_history=exclude, **given)
     asked = _asked(recommender, options)
     if out is None and len(asked.names) > MOST_ON_SCREEN:
         raise UserError(
