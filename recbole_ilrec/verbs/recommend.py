@@ -124,6 +124,7 @@ def _target(given: Any) -> Path | None:
 
 
 def number(key: str, value: Any) -> int | None:
+    """An option that counts something; ``None`` where it is not given."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise UserError(f"{key}={value} is not allowed: give a whole number from 1 on, e.g. --{key}=20.")
     return value
