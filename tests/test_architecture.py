@@ -193,7 +193,7 @@ def test_yaml_is_always_loaded_safely():
     loads = [ast.unparse(node) for tree in sources().values() for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in loads:
         if call.startswith("yaml.load("):
-            assert "Loader=Loader" in call, call
+            assert "Loader=Loader" in call or "Loader=yaml.BaseLoader" in call, call  # the latter makes texts only
     from yaml import SafeLoader
 
     from recbole_ilrec.configuration.presets import Loader

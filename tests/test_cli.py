@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recbole_ilrec import cli
-from recbole_ilrec.configuration.arguments import parse
+from recbole_ilrec.configuration.arguments import listed, parse
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runtime import compat
 from tests.toy import tiny, write_toy
@@ -61,6 +61,22 @@ def test_values_are_yaml_and_both_spellings_are_read():
         "seed": 7,
     }
     assert parse(["--x=a=b"]).options == {"x": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        (None, []),
+        (7, [7]),
+        ([1, 2], [1, 2]),
+        ("a, b", ["a", "b"]),
+        ("[a,b,]", ["a", "b"]),
+        ('["ILRec, long", LC-Rec, "007"]', ["ILRec, long", "LC-Rec", "007"]),
+        ("['a", ["'a"]),
+    ],
+)
+def test_lists_are_separated_by_commas_and_quoted_where_a_part_has_one(value, parts):
+    assert listed(value) == parts
 
 
 def test_an_option_given_twice_must_agree():

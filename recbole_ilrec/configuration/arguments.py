@@ -75,14 +75,29 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def listed(value: Any) -> list[Any]:
-    """``a,b``, ``[a, b]`` or one value as a list; nothing as an empty one."""
+    """``a,b``, ``[a, b]`` or one value as a list; nothing as an empty one. What holds a comma is quoted in brackets."""
     if value is None:
         return []
     if isinstance(value, list):
         return value
     if not isinstance(value, str):
         return [value]
-    return [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip()]
+    return _quoted(value) or [
+        part for text in value.removeprefix("[").removesuffix("]").split(",") if (part := text.strip())
+    ]
+
+
+def _quoted(text: str) -> list[str]:
+    """The texts of a YAML list in which some are quoted; none where it is no such list."""
+    if not text.startswith("[") or not {"'", '"'} & {*text}:
+        return []
+    import yaml
+
+    try:
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # texts only, whatever they look like
+    except yaml.YAMLError:
+        return []
+    return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else []
 
 
 def _value(key: str, text: str) -> Any:
