@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _OPTIONS = """
   --dataset=A,B              datasets in place of the plan's
-  --models=A,B               only these lines: labels of lines, or names of models; '["A, long",B]' where one has a comma
+  --models=A,B               only these lines: labels or names of models; '["A, long",B]' where one has commas
   --columns=A,B              only these columns of the plan, e.g. --columns=LC-Rec
   --backbone=A,B             backbones side by side
   --seeds=3                  so many, from the plan's first on; or a list of them: --seeds=1,2,3 or --seeds=[7].
