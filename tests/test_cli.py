@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -185,7 +184,7 @@ def test_numpy_has_the_names_that_recbole_reads():
 
 def in_process(*argv):
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment, timeout=300)
 
 
 def test_help_is_quick_and_loads_neither_torch_nor_recbole():
@@ -193,9 +192,10 @@ def test_help_is_quick_and_loads_neither_torch_nor_recbole():
         "import sys; from recbole_ilrec.cli import main; main(['run', '--help']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'recbole', 'pandas', 'transformers')))"
     )
-    start = time.perf_counter()
+    before = os.times()
     assert in_process("-c", code).returncode == 0
-    assert time.perf_counter() - start < 5
+    after = os.times()  # of the processor, since the clock tells how busy the machine is
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
 
 
 def test_the_script_and_the_module_are_the_same_command():

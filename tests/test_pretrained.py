@@ -92,7 +92,7 @@ def test_the_first_of_several_processes_converts_and_the_others_wait(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"1")
     children = [start(convert_slowly, tmp_path, variables) for variables in environments(2)]
     for child in children:
-        child.join(60)
+        child.join(300)
         assert child.exitcode == 0
     assert [path.name for path in tmp_path.glob("converted-*")] == ["converted-0"]
     assert len({path.read_text() for path in tmp_path.glob("found-*")}) == 1

@@ -311,7 +311,7 @@ def test_a_failed_trial_is_shown_does_not_stop_the_others_and_is_tried_again(rin
 def test_trials_that_do_not_depend_on_each_other_are_made_side_by_side(ring, monkeypatch):
     """Both values of a list meet here, or the barrier breaks; with fails no trial is lost, and none is made twice."""
     (ring / "mine.yaml").write_text(COUNTING)
-    together, calls = threading.Barrier(2, timeout=30), []
+    together, calls = threading.Barrier(2, timeout=300), []
 
     def launch(arguments, log, descriptor):
         calls.append([option for option in arguments if "transitions." in option])
