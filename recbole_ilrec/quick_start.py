@@ -1,6 +1,7 @@
 """One run from settings to metrics, as ``recbole.quick_start`` does it (never imported: it imports ``ray``)."""
 
 import logging
+import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,8 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         about = {key: made[key] for key in ("folder", "parameters", "findings")}
         about |= {"evaluation": certificate, "data": data.dataset.counts()}
         result["record"] = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
+        if config.settings.task == "full":
+            logger.info("Lists of this model: recbole-ilrec recommend %s --users=ID", shlex.quote(str(made["folder"])))
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     if result["test_result"] is not None:
