@@ -126,11 +126,14 @@ class LayerStates:
         candidates: K tensors ``[N, H]``, layers L-k .. L-1 after the same norm (phi of Eq. 2), lowest layer first.
         head: the output projection, ``[n, H] -> [n, V]``. It is linear, so the mean of logits is the logits of
             the mean state.
+        head_rows: its weights ``[S, H]`` and bias ``[S]`` (or none) for the tokens ``[S]``, with their gradients;
+            ``None`` where the head is more than a matrix.
     """
 
     final: Tensor
     candidates: tuple[Tensor, ...]
     head: Callable[[Tensor], Tensor]
+    head_rows: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True)

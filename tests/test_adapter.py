@@ -6,6 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from recbole_ilrec.backbone import build_backbone
+from recbole_ilrec.backbone import head as heads
 from recbole_ilrec.backbone.tiny import build_tokenizer
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
@@ -247,3 +248,25 @@ def test_preference_models_and_titles_train_adapters_in_bfloat16(folders, tmp_pa
     titles = {"bigrec.beams": 1, "bigrec.max_new_tokens": 8}
     result = run_lora(tmp_path, folders["Llama", False], model, **changes, **titles)
     assert set(result["test_result"]) == {"hit@5", "hit@10", "ndcg@5", "ndcg@10"}
+
+
+@pytest.mark.parametrize(("family", "tied"), [("Llama", False), ("Llama", True), ("GPT2", True)])
+def test_the_head_with_trained_rows_is_peft_own_without_its_copy_of_the_matrix(folders, family, tied):
+    """Logits, and the gradients of states and rows; of a head narrowed to some tokens too."""
+    backbone = build_backbone(BackboneSettings(path=folders[family, tied]), ITEM_TOKENS, [], 0, LORA)
+    shake(backbone)
+    module, size = backbone.model.get_output_embeddings(), backbone.vocab_size
+    (rows,) = {id(p): p for name, p in module.named_parameters() if "trainable_tokens_delta" in name}.values()
+    states, by_logits = torch.randn(4, 32, requires_grad=True), torch.randn(4, size)
+    tokens = torch.tensor([size - 1, 2, *backbone.tokenizer.convert_tokens_to_ids(ITEM_TOKENS[:2])])
+    peft_own, own = module(states), backbone.head(states)
+    narrowed = nn.functional.linear(states, *backbone.head_rows(tokens))
+    torch.testing.assert_close(own, peft_own)
+    torch.testing.assert_close(narrowed, peft_own[:, tokens])
+    for mine, theirs, weight in ((own, peft_own, by_logits), (narrowed, peft_own[:, tokens], by_logits[:, :4])):
+        got, expected = (torch.autograd.grad(x, [states, rows], weight, retain_graph=True) for x in (mine, theirs))
+        torch.testing.assert_close(got, expected)
+    assert heads.is_matrix(module)
+    with backbone.untrained():
+        assert not heads.is_matrix(module)
+        torch.testing.assert_close(backbone.head(states), module(states))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_ilrec.backbone import head as heads
 from recbole_ilrec.backbone.shared_prefix import encode
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.schema import LayerStates
@@ -154,7 +155,11 @@ class Backbone(nn.Module):
 
     def head(self, states: Tensor) -> Tensor:
         """Logits of normed states, ``[n, H] -> [n, V]``."""
-        return self.model.get_output_embeddings()(states)
+        return heads.logits(self.model.get_output_embeddings(), states)
+
+    def head_rows(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Weights ``[S, H]`` of the head and, if it has one, bias ``[S]`` for ``tokens [S]``, with their gradients."""
+        return heads.rows(self.model.get_output_embeddings(), tokens)
 
     def norm(self, states: Tensor) -> Tensor:
         """The model's final norm, ``[n, H] -> [n, H]``."""
@@ -198,7 +203,8 @@ class Backbone(nn.Module):
         # Not in the hook: gradient checkpointing runs a block again without it, and must find the same operations.
         states = (hidden.flatten(0, 1).index_select(0, select) for hidden in picked)
         lower = tuple(self.norm(state) if apply_final_norm else state for state in states)
-        return LayerStates(final=final, candidates=lower, head=self.head)
+        narrows = heads.is_matrix(self.model.get_output_embeddings())
+        return LayerStates(final, lower, self.head, self.head_rows if narrows else None)
 
     @staticmethod
     @contextmanager

@@ -36,7 +36,8 @@ class Tables:
         final: ``[n, V]`` of the last layer.
         ensemble: ``[n, V]`` of the candidate layers' ensemble, or ``None`` where none is asked for; its derivatives are
             read only where they are wanted.
-        students: ``[m, K, V]`` of the candidate layers at the first m rows, the distilled ones.
+        students: ``[m, K, V]`` of the candidate layers at the first m rows, the distilled ones; ``[m, K, S]`` where
+            only some tokens are wanted of them.
     """
 
     low: int
@@ -61,6 +62,8 @@ class HeadLoss:
         ensemble_of_logits: the same of the candidates' logits ``[n, K, V]``, which saves a product.
         ensemble_learns: take the gradient by the ensemble's logits further.
         spare_head: take the gradient by the students' logits to the states only.
+        narrow: the head's weights ``[S, H]``, and bias if any, for the only tokens whose logits are wanted of the
+            students (:attr:`LayerStates.head_rows`): a product of S columns in place of V.
     """
 
     states: LayerStates
@@ -69,6 +72,7 @@ class HeadLoss:
     ensemble_of_logits: Callable[[Tensor], Tensor] | None = None
     ensemble_learns: bool = False
     spare_head: bool = False
+    narrow: tuple[Tensor, ...] = ()
     _inputs: list[Tensor] = field(init=False)
     _gradients: list[Tensor | None] = field(init=False)
 
@@ -77,12 +81,13 @@ class HeadLoss:
         with torch.enable_grad():
             probe = states.head(states.final[:1].detach())
         self._vocab_size = probe.shape[1]
-        self._joins = self.ensemble_of_logits is not None and not self.ensemble_learns
-        self._inputs = [states.final, *states.candidates, *leaves_of(probe)]
+        self._joins = self.ensemble_of_logits is not None and not self.ensemble_learns and not self.narrow
+        self._inputs = [states.final, *states.candidates, *self.narrow, *leaves_of(probe)]
         self._learns = torch.is_grad_enabled() and any(x.requires_grad for x in self._inputs)
         rowwise = self._inputs[: 1 + len(states.candidates)]
         self._gradients = [torch.zeros_like(x) if self._learns and x.requires_grad else None for x in rowwise]
         self._gradients += [None] * (len(self._inputs) - len(rowwise))  # the first product becomes the sum
+        self._narrow = [self._leaf(x, x) for x in self.narrow]
 
     @torch.no_grad()
     def values(self, loss: BlockLoss) -> dict[str, Tensor]:
@@ -116,10 +121,11 @@ class HeadLoss:
             given = None if of_ensemble is None else self._joined(students[own], of_ensemble[rest])
             yield loss(Tables(low=start, high=end, final=final[own], ensemble=given, students=students[own]))
         if self._learns:
-            joined = [(outputs[0], tables[0]), (ensemble, of_ensemble)]
             leaves = [leaf, *candidates, picked]
-            self._collect(joined, leaves, low, self._inputs[1 + len(candidates) :])
-            self._collect([(outputs[1], tables[1])] if self.spare_head else [], leaves, low, [])
+            narrow = dict(enumerate(self._narrow, start=len(leaves) - 1))
+            whole = {at: x for at, x in enumerate(self._inputs) if at >= len(leaves) - 1 + len(narrow)}
+            self._collect([(outputs[0], tables[0]), (ensemble, of_ensemble)], leaves, low, whole)
+            self._collect([*zip(outputs, tables, strict=True)][1:], leaves, low, {} if self.spare_head else narrow)
 
     def _ensemble(self, candidates: list[Tensor], known: int) -> tuple[Tensor | None, Tensor | None]:
         """The ensemble's logits, with gradient and as a table to work in, of the rows that need a product of their own.
@@ -155,20 +161,24 @@ class HeadLoss:
         return picked.requires_grad_(self._learns and any(x.requires_grad for x in candidates))
 
     def _logits(self, final: Tensor, picked: Tensor) -> list[Tensor]:
-        """One head product for all rows; two where the students' must not train the head."""
+        """One head product for all rows; two where the students' must not train the head or have fewer columns."""
+        if self.narrow:
+            return [self.states.head(final), torch.nn.functional.linear(picked.flatten(0, 1), *self._narrow)]
         if self.spare_head:
             return [self.states.head(final), self.states.head(picked.flatten(0, 1))]
         return [self.states.head(torch.cat([final, picked.flatten(0, 1)]) if len(picked) else final)]
 
     def _parts(self, tables: list[Tensor], rows: int, picked: Tensor) -> tuple[Tensor, Tensor]:
         """Views of the logits: the last layer's and the students' ``[m, K, V]``."""
-        students = tables[1] if self.spare_head else tables[0][rows:]
+        students = tables[1] if len(tables) > 1 else tables[0][rows:]
         return tables[0][:rows], students.view(*picked.shape[:2], students.shape[1])
 
-    def _collect(self, products: list[Any], leaves: list[Tensor], low: int, weights: list[Tensor]) -> None:
-        """Carry gradients by logits on to the states of this chunk, and to ``weights``."""
+    def _collect(self, products: list[Any], leaves: list[Tensor], low: int, weights: dict[int, Tensor]) -> None:
+        """Carry gradients by logits on to the states of this chunk, and to ``weights`` by their place."""
         products = [(output, table) for output, table in products if output is not None and output.requires_grad]
-        wanted = [(i, x) for i, x in enumerate([*leaves, *weights]) if x.requires_grad]
+        states = len(leaves) - 1  # the last ones, the picked states, have no place of their own
+        places = [*enumerate(leaves[:-1]), (None, leaves[-1]), *weights.items()]
+        wanted = [(at, x) for at, x in places if x.requires_grad]
         if not products or not wanted:
             return
         found = torch.autograd.grad(
@@ -177,20 +187,18 @@ class HeadLoss:
             [table for _, table in products],
             allow_unused=True,
         )
-        states = len(leaves) - 1
-        for (i, _), gradient in zip(wanted, found, strict=True):
+        for (at, _), gradient in zip(wanted, found, strict=True):
             if gradient is None:
                 continue
-            if i == states:
+            if at is None:
                 for kept, own in zip(self._gradients[1:states], gradient.unbind(1), strict=True):
                     if kept is not None:
                         kept[low : low + len(own)].add_(own)
                 continue
-            at = i if i < states else i - 1  # the picked states have no place of their own
             kept = self._gradients[at]
             if kept is None:
                 self._gradients[at] = gradient
-            elif i < states:
+            elif at < states:
                 kept[low : low + len(gradient)].add_(gradient)
             else:
                 kept.add_(gradient)

@@ -97,6 +97,7 @@ def layer_distillation(
     token_ids: Tensor | None = None,
     legal: LegalTokens | None = None,
     by_teacher: bool = False,
+    narrow: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Eq. 8 of each row: how far the candidate layers are from the last one, summed over them, and its gradient.
 
@@ -110,6 +111,7 @@ def layer_distillation(
         token_ids: ``[S]`` int64, or ``None`` for all tokens.
         legal: legal tokens of the N rows, or ``None``.
         by_teacher: whether the derivative by the teacher's logits is wanted too.
+        narrow: the students' logits are those of ``token_ids`` alone, ``[N, K, S]``, and so is their derivative.
 
     Returns:
         values ``[N]``; derivatives ``[N, K, V]`` by the students and, if wanted, ``[N, V]`` by the teacher.
@@ -118,13 +120,14 @@ def layer_distillation(
     if legal is not None:
         values, by_p, by_legal = _legal_with_gradients(students, teacher.logits, legal, direction)
         return values, by_p, by_legal if by_teacher else None
-    vocab_size = students.shape[-1]
+    vocab_size = teacher.logits.shape[-1]
     if token_ids is not None:
-        students, teacher = students[..., token_ids], distribution(teacher.logits[:, token_ids])
+        students = students if narrow else students[..., token_ids]
+        teacher = distribution(teacher.logits[:, token_ids])
     beside = Distribution(*(x.unsqueeze(1) for x in teacher))  # of all K
     values, by_p, by_q = divergence(distribution(students), beside, direction, by_teacher=by_teacher, out=students)
     by_teacher_logits = None if by_q is None else _spread(by_q.sum(1), token_ids, vocab_size)
-    return values.sum(1), _spread(by_p, token_ids, vocab_size), by_teacher_logits  # Eq. 8
+    return values.sum(1), _spread(by_p, None if narrow else token_ids, vocab_size), by_teacher_logits  # Eq. 8
 
 
 def _spread(gradient: Tensor, token_ids: Tensor | None, vocab_size: int) -> Tensor:

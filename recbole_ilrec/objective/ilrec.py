@@ -147,6 +147,7 @@ class ILRec:
             partial(ensemble_of_logits, ensemble=settings.ensemble),
             ensemble_learns=not settings.detach_weights,
             spare_head=settings.cpd_detach_head,
+            narrow=self._narrow_head(states) if distilled else (),
         )
         step = _Step(
             in_order(batch.targets, order),
@@ -162,6 +163,13 @@ class ILRec:
             monitors={name: sums[name] for name in MONITORS},
             combined=whole.with_gradient(torch.stack([weights[name] * sums[name] for name in PARTS]).sum()),
         )
+
+    def _narrow_head(self, states: LayerStates) -> tuple[Tensor, ...]:
+        """The head for the tokens of the items, where Eq. 8 looks at no others; nothing where it cannot be had."""
+        if self.settings.cpd_support != "item_tokens" or states.head_rows is None:
+            return ()
+        ids = self._item_ids(states.final.device)
+        return () if ids is None else states.head_rows(ids)
 
     def active(self, batch: TokenBatch, epoch: float) -> Tensor | None:
         """``[N]`` bool, tokens to which ILRec's terms apply; ``None`` for all of them."""
@@ -299,6 +307,7 @@ class ILRec:
             token_ids=self._item_ids(rows.targets.device) if settings.cpd_support == "item_tokens" else None,
             legal=None if narrow is None else narrow.rows(tables.low, tables.low + count),
             by_teacher=not settings.detach_teacher,
+            narrow=tables.students.shape[-1] < rows.final.logits.shape[-1],
         )
         torch.mul(by_students, step.scale * self.cpd_weight, out=tables.students)
         return by_teacher
