@@ -39,6 +39,18 @@ def _steps(quick: bool) -> Measured:
                 yield what, steps.ratios(vocab, kind, share, rounds if vocab < 10_000 else 3)
 
 
+def _items(quick: bool) -> Measured:
+    for vocab in _vocabularies(quick)[0 if quick else 1 :]:
+        what = {"vocabulary": vocab, "rows": "sequence", "cpd_share": 1.0, "cpd_support": "item_tokens"}
+        yield what, steps.ratios(vocab, "sequence", 1.0, 3, "item_tokens")
+
+
+def _adapter(quick: bool) -> Measured:
+    for vocab in _vocabularies(quick)[0 if quick else 1 :][:1]:
+        for kind in KINDS:
+            yield {"vocabulary": vocab, "rows": kind, "model": "sft"}, steps.adapter(vocab, kind, 3)
+
+
 def _memory(quick: bool) -> Measured:
     for vocab in _vocabularies(quick):
         for kind in KINDS:
@@ -92,6 +104,8 @@ def _start(quick: bool) -> Measured:
 
 GROUPS: dict[str, Callable[[bool], Measured]] = {
     "step": _steps,
+    "items": _items,
+    "adapter": _adapter,
     "memory": _memory,
     "trie": _trie,
     "rewards": _rewards,

@@ -4,15 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from benchmarks.measure import paired, peak_bytes
+from recbole_ilrec.backbone.adapter import attach_adapter
 from recbole_ilrec.backbone.base import Backbone
 from recbole_ilrec.objective import build_objective
 from recbole_ilrec.schema import LegalTokens, TokenBatch
-from recbole_ilrec.settings import ILRecSettings
+from recbole_ilrec.settings import AdapterSettings, ILRecSettings
 
 TOKENS = 4
 CHILDREN = 64
+ITEM_TOKENS = 1024
+"""Tokens of the items: the last ones of a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,19 @@ class Case:
         reward = torch.rand(count, CHILDREN, generator=source).softmax(1)
         return LegalTokens(torch.arange(count).repeat_interleave(CHILDREN), token.flatten(), reward.flatten())
 
-    def floor(self, kind: str, share: float, k: int) -> float:
+    def floor(self, kind: str, share: float, k: int, support: str = "vocab") -> float:
         """What ILRec's step must cost beside the baseline's by its products alone (attention left out of both).
 
         A product forward and backward is three of like size. Beside the baseline's, ILRec has those of the k students
-        at their share of the supervised tokens and at the others the ensemble's, forward only.
+        at their share of the supervised tokens and at the others the ensemble's, forward only. Where the students have
+        logits of the items' tokens alone, their products are that much smaller and the ensemble has one everywhere.
         """
         positions = self.rows * self.length
         blocks = positions * self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
         head = self.hidden * self.vocab * (positions if kind == "sequence" else self.rows * TOKENS)
-        return 1 + (1 - share + 3 * k * share) * head / (3 * (blocks + head))
+        narrow = support == "item_tokens"
+        of_students = 3 * k * share * (ITEM_TOKENS / self.vocab if narrow else 1)
+        return 1 + ((1 if narrow else 1 - share) + of_students) * head / (3 * (blocks + head))
 
 
 CASES = {
@@ -82,11 +89,18 @@ weights, as in its 1B model."""
 
 
 def step(
-    backbone: Backbone, case: Case, kind: str, name: str, share: float, k: int = ILRecSettings().k
+    backbone: Backbone,
+    case: Case,
+    kind: str,
+    name: str,
+    share: float,
+    k: int = ILRecSettings().k,
+    support: str = "vocab",
 ) -> Callable[[], None]:
     """A callable that does one step."""
     batch = case.batch(kind)
-    objective = build_objective(name, ILRecSettings(cpd_share=share, k=k))
+    items = torch.arange(case.vocab) >= case.vocab - ITEM_TOKENS
+    objective = build_objective(name, ILRecSettings(cpd_share=share, k=k, cpd_support=support), items)
     legal, source = case.legal(batch), torch.Generator().manual_seed(0)
 
     def run() -> None:
@@ -96,19 +110,36 @@ def step(
     return run
 
 
-def ratios(vocab: int, kind: str, share: float, rounds: int) -> dict[str, float]:
+def ratios(vocab: int, kind: str, share: float, rounds: int, support: str = "vocab") -> dict[str, float]:
     """CPU time of ILRec's step over the baseline's, and supervised tokens a second."""
     case = CASES[vocab]
     backbone = case.backbone()
-    work = {name: step(backbone, case, kind, name, share) for name in ("sft", "ilrec")}
+    work = {name: step(backbone, case, kind, name, share, support=support) for name in ("sft", "ilrec")}
     spent = paired(work, rounds)
     count = case.batch(kind).count
     return {
         "step ratio": spent["ilrec"]["ratio"],
-        "floor": case.floor(kind, share, ILRecSettings().layers),
+        "floor": case.floor(kind, share, ILRecSettings().layers, support),
         "sft tokens/s": count / spent["sft"]["seconds"],
         "ilrec tokens/s": count / spent["ilrec"]["seconds"],
     }
+
+
+class _WithTheirHead(Backbone):
+    """A backbone that leaves the head with trained rows to peft."""
+
+    def head(self, states: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(states)
+
+
+def adapter(vocab: int, kind: str, rounds: int) -> dict[str, float]:
+    """CPU time of a step of plain fine-tuning by adapters and the rows of the items' tokens, with peft's own head."""
+    case = CASES[vocab]
+    model = case.backbone().model
+    attach_adapter(model, AdapterSettings(lora=True), range(vocab - ITEM_TOKENS, vocab), 0)
+    ours, theirs = Backbone(model, None), _WithTheirHead(model, None)
+    spent = paired({"ours": step(ours, case, kind, "sft", 1.0), "peft's": step(theirs, case, kind, "sft", 1.0)}, rounds)
+    return {"s a step": spent["ours"]["seconds"], "with peft's head, of ours": spent["peft's"]["ratio"]}
 
 
 def memory(vocab: int, kind: str, name: str, share: float) -> int:
