@@ -16,7 +16,7 @@ from recbole_ilrec.settings import AdapterSettings, ILRecSettings
 TOKENS = 4
 CHILDREN = 64
 ITEM_TOKENS = 1024
-"""Tokens of the items: the last ones of a vocabulary."""
+"""Tokens of the items, the last ones of a vocabulary; a quarter of a small one."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Case:
     rows: int
     intermediate: int = 256
     length: int = 80
+
+    @property
+    def items(self) -> int:
+        """Tokens of the items."""
+        return min(ITEM_TOKENS, self.vocab // 4)
 
     def backbone(self) -> Backbone:
         """A Llama of this size with random weights."""
@@ -75,7 +80,7 @@ class Case:
         blocks = positions * self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
         head = self.hidden * self.vocab * (positions if kind == "sequence" else self.rows * TOKENS)
         narrow = support == "item_tokens"
-        of_students = 3 * k * share * (ITEM_TOKENS / self.vocab if narrow else 1)
+        of_students = 3 * k * share * (self.items / self.vocab if narrow else 1)
         return 1 + ((1 if narrow else 1 - share) + of_students) * head / (3 * (blocks + head))
 
 
@@ -99,7 +104,7 @@ def step(
 ) -> Callable[[], None]:
     """A callable that does one step."""
     batch = case.batch(kind)
-    items = torch.arange(case.vocab) >= case.vocab - ITEM_TOKENS
+    items = torch.arange(case.vocab) >= case.vocab - case.items
     objective = build_objective(name, ILRecSettings(cpd_share=share, k=k, cpd_support=support), items)
     legal, source = case.legal(batch), torch.Generator().manual_seed(0)
 
@@ -136,7 +141,7 @@ def adapter(vocab: int, kind: str, rounds: int) -> dict[str, float]:
     """CPU time of a step of plain fine-tuning by adapters and the rows of the items' tokens, with peft's own head."""
     case = CASES[vocab]
     model = case.backbone().model
-    attach_adapter(model, AdapterSettings(lora=True), range(vocab - ITEM_TOKENS, vocab), 0)
+    attach_adapter(model, AdapterSettings(lora=True), range(vocab - case.items, vocab), 0)
     ours, theirs = Backbone(model, None), _WithTheirHead(model, None)
     spent = paired({"ours": step(ours, case, kind, "sft", 1.0), "peft's": step(theirs, case, kind, "sft", 1.0)}, rounds)
     return {"s a step": spent["ours"]["seconds"], "with peft's head, of ours": spent["peft's"]["ratio"]}

@@ -22,7 +22,6 @@ def test_steps_of_both_kinds_of_rows_are_timed(monkeypatch):
 
 def test_steps_with_eq_8_on_the_items_tokens_and_with_adapters_are_timed(monkeypatch):
     monkeypatch.setattr(steps, "CASES", {50: steps.Case(vocab=50, hidden=16, layers=4, rows=2, length=9)})
-    monkeypatch.setattr(steps, "ITEM_TOKENS", 20)
     assert all(value > 0 for value in steps.ratios(50, "sequence", 1.0, rounds=1, support="item_tokens").values())
     assert all(value > 0 for value in steps.adapter(50, "sequence", rounds=1).values())
 
@@ -92,7 +91,5 @@ def test_the_floor_of_a_step_counts_products():
     case = steps.Case(vocab=8, hidden=4, layers=1, rows=1, intermediate=0, length=8)
     assert case.floor("sequence", share=0.0, k=2) == 1 + 32 / (3 * (64 + 32))  # the ensemble's product alone
     assert case.floor("sequence", share=1.0, k=2) == 1 + 6 * 32 / (3 * (64 + 32))  # the students' alone
-    large = steps.Case(vocab=2 * steps.ITEM_TOKENS, hidden=4, layers=1, rows=1, intermediate=0, length=8)
-    head = large.vocab * 4
-    narrow = large.floor("sequence", share=1.0, k=2, support="item_tokens")
-    assert narrow == 1 + (1 + 3) * head / (3 * (64 + head))  # half of the students' columns, the ensemble everywhere
+    narrow = case.floor("sequence", share=1.0, k=2, support="item_tokens")
+    assert case.items == 2 and narrow == 1 + (1 + 6 / 4) * 32 / (3 * (64 + 32))  # the ensemble everywhere

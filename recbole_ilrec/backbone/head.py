@@ -2,7 +2,7 @@
 
 The adapter's own forward pass copies the whole matrix, its rows put in, at each call, and its backward pass computes
 the gradient of every row. Here the trained rows have a product of their own, whose columns take their place among the
-logits: the same numbers, neither the copy nor the third product.
+logits: the same numbers to rounding, neither the copy nor the third product.
 """
 
 from typing import Any, NamedTuple
@@ -25,11 +25,12 @@ def logits(head: nn.Module, states: Tensor) -> Tensor:
     trained = _trained_rows(head)
     if trained is None:
         return head(states)
-    return trained.base(states).index_copy(-1, trained.tokens, linear(states, trained.weight.to(states.dtype)))
+    found = trained.base(states)
+    return found.index_copy_(-1, trained.tokens, linear(states, trained.weight.to(states.dtype)).to(found.dtype))
 
 
 def is_matrix(head: nn.Module) -> bool:
-    """Whether :func:`rows` can be had: no other adapter and no shards."""
+    """Whether :func:`rows` can be had: there is no other adapter."""
     return type(head) is nn.Linear or _trained_rows(head) is not None
 
 
@@ -39,8 +40,12 @@ def rows(head: Any, tokens: Tensor) -> tuple[Tensor, ...]:
     base = head if trained is None else trained.base
     weight, *bias = (x.index_select(0, tokens) for x in (base.weight, base.bias) if x is not None)
     if trained is not None:
-        place, row = (tokens[:, None] == trained.tokens).nonzero().unbind(1)
-        weight = weight.index_copy(0, place, trained.weight.index_select(0, row).to(weight.dtype))
+        # In the greater precision of both: gradients of a row are summed over chunks in it.
+        weight = weight.to(torch.promote_types(weight.dtype, trained.weight.dtype))
+        number = tokens.new_full((base.out_features,), -1)
+        number[trained.tokens] = torch.arange(len(trained.tokens), device=tokens.device)
+        place = (number[tokens] >= 0).nonzero().squeeze(1)
+        weight = weight.index_copy(0, place, trained.weight.index_select(0, number[tokens[place]]).to(weight.dtype))
     return weight, *bias
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from recbole_ilrec.schema import LayerStates
 
@@ -163,7 +164,8 @@ class HeadLoss:
     def _logits(self, final: Tensor, picked: Tensor) -> list[Tensor]:
         """One head product for all rows; two where the students' must not train the head or have fewer columns."""
         if self.narrow:
-            return [self.states.head(final), torch.nn.functional.linear(picked.flatten(0, 1), *self._narrow)]
+            flat = picked.flatten(0, 1)
+            return [self.states.head(final), linear(flat, *(x.to(flat.dtype) for x in self._narrow))]
         if self.spare_head:
             return [self.states.head(final), self.states.head(picked.flatten(0, 1))]
         return [self.states.head(torch.cat([final, picked.flatten(0, 1)]) if len(picked) else final)]

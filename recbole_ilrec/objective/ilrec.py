@@ -165,11 +165,14 @@ class ILRec:
         )
 
     def _narrow_head(self, states: LayerStates) -> tuple[Tensor, ...]:
-        """The head for the tokens of the items, where Eq. 8 looks at no others; nothing where it cannot be had."""
-        if self.settings.cpd_support != "item_tokens" or states.head_rows is None:
+        """The head for the tokens of the items, where Eq. 8 looks at no others and they are few; nothing elsewhere.
+
+        The ensemble then has a product of its own at every row, which the students' logits would have saved.
+        """
+        if self.settings.cpd_support != "item_tokens" or states.head_rows is None or self.item_tokens is None:
             return ()
         ids = self._item_ids(states.final.device)
-        return () if ids is None else states.head_rows(ids)
+        return () if ids is None or 2 * len(ids) > len(self.item_tokens) else states.head_rows(ids)
 
     def active(self, batch: TokenBatch, epoch: float) -> Tensor | None:
         """``[N]`` bool, tokens to which ILRec's terms apply; ``None`` for all of them."""
