@@ -174,6 +174,7 @@ def test_the_verb_shows_and_writes_it(world, tmp_path, capsys):
     [
         ("ILRec", [], "inspect looks at one answer or at many: give --user=ID"),
         ("ILRec", ["--sample=0"], "sample=0 is not allowed: give a whole number from 1 on"),
+        ("ILRec", ["--sample=3", "--item=i1"], "--item is of one answer and --sample looks at many"),
         ("Pop", ["--sample=3"], "Pop has no layers to inspect"),
         ("ILRec", ["--user=u1", "--history=i1"], "inspect looks at one answer or at many"),
         ("ILRec", ["--history=i1"], "--history needs --item=ITEM"),

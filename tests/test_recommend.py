@@ -149,6 +149,8 @@ def test_numbers_of_beams_and_users_are_checked(world, known):
     for beams in (0, "5"):
         with pytest.raises(UserError, match=f"num_beams={beams} is not allowed"):
             Recommender.load(newest(world[0], "LCRec"), num_beams=beams)
+    with pytest.raises(UserError, match="Unknown argument of Recommender.load 'seed'"):
+        Recommender.load(newest(world[0], "LCRec"), seed=3)
     assert len(Recommender.load(newest(world[0], "LCRec"), num_beams=3).recommend([["i1"]], topk=2)[0]) == 2
     with pytest.raises(UserError, match="There is no user '7' in 'ring'"):
         known.names.history(7)

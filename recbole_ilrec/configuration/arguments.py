@@ -13,6 +13,8 @@ _AS_TYPED = frozenset((
     "out", "models", "columns", "seeds", "json", "space", "users", "history", "file", "user", "item",
 ))
 # fmt: on
+PLACES = ("data_path", "cache_dir", "index_file", "backbone", "device")
+"""Settings that say where a finished run's things are today, and nothing else."""
 _SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 _SWITCHES = frozenset(("help", "debug", "print_config", "quick", "dry_run", "paper"))
 

@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from recbole_ilrec.collaborative.reward_model import RewardModel, weighs_titles
+from recbole_ilrec.configuration.arguments import PLACES
 from recbole_ilrec.data.sequences import as_rows
-from recbole_ilrec.errors import UserError
+from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.runs.names import Names
 from recbole_ilrec.runs.trained import Trained, best_state, load_trained
@@ -70,8 +71,14 @@ class Recommender:
                 ``backbone``; and ``device``, by default a GPU where there is one.
 
         Raises:
-            UserError: no such run, its data are gone, it chooses among candidates, or it reads no ``num_beams``.
+            UserError: no such run, its data are gone, it chooses among candidates, it reads no ``num_beams``, or an
+                argument is none of these.
         """
+        for key in places:
+            if key not in PLACES:
+                raise unknown_name("argument of Recommender.load", key, ("num_beams", "exclude_history", *PLACES))
+        if exclude_history is not None and not isinstance(exclude_history, bool):
+            raise UserError(f"exclude_history={exclude_history} is not allowed: give true or false.")
         folder, state = best_state(Path(run))
         if state.get("settings", {}).get("task", "full") != "full" or "candidates" in _task(state):
             raise UserError(f"{run} chooses among candidates: only runs that rank all items (task=full) have lists.")

@@ -21,8 +21,6 @@ from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.settings import Settings
 
 REQUEST = "request"
-PLACES = ("data_path", "cache_dir", "index_file", "backbone", "device")
-"""Settings that say where things are and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def load_trained(
     Args:
         folder: as of :func:`best_state`.
         state: likewise.
-        where: of :data:`PLACES`, where things are today if they have moved.
+        where: of :data:`~recbole_ilrec.configuration.arguments.PLACES`, where things are today if they have moved.
         decode: settings of the section ``decode`` in the place of the run's.
         dequantise: turn weights of four bits back into ordinary ones.
 

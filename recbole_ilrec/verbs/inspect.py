@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from recbole_ilrec.configuration.arguments import Arguments
+from recbole_ilrec.configuration.arguments import PLACES, Arguments
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runs.result_file import check_result_file, write_result
-from recbole_ilrec.verbs.recommend import LAST_ITEMS, PLACES, items_of, number
+from recbole_ilrec.verbs.recommend import LAST_ITEMS, items_of, number
 
 if TYPE_CHECKING:
     from recbole_ilrec.runs.inspection import Inspection, PlaceSeen, TokenSeen
@@ -50,6 +50,9 @@ def inspect(arguments: Arguments) -> int:
             "inspect looks at one answer or at many: give --user=ID, --history=ITEM,ITEM with --item=ITEM, or "
             "--sample=N."
         )
+    for key in ("item", "tokens") if "sample" in options else ():
+        if key in options:
+            raise UserError(f"--{key} is of one answer and --sample looks at many: leave one of them out.")
     if "history" in options and "item" not in options:
         raise UserError("--history needs --item=ITEM, the answer to look at.")
     most, sample = (number(key, options.get(key)) for key in ("tokens", "sample"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recbole_ilrec.configuration.arguments import Arguments, listed
+from recbole_ilrec.configuration.arguments import PLACES, Arguments, listed
 from recbole_ilrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ examples
 """
 
 CHOICES = ("users", "history", "file")
-PLACES = ("data_path", "cache_dir", "index_file", "backbone", "device")
 NUMBERS = ("num_beams", "eval_batch_size", "num_threads")
 OPTIONS = (*CHOICES, "topk", "out", "exclude_history", *NUMBERS, *PLACES)
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -71,8 +70,6 @@ def recommend(arguments: Arguments) -> int:
     given = {key: str(options[key]) for key in PLACES if key in options}
     beams, batch_size, threads = (number(key, options.get(key)) for key in NUMBERS)
     exclude = options.get("exclude_history")
-    if exclude is not None and not isinstance(exclude, bool):
-        raise UserError(f"exclude_history={exclude} is not allowed: give true or false.")
     assert topk is not None
 
     from recbole_ilrec.runtime.compat import require_recbole
