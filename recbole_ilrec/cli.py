@@ -14,7 +14,7 @@ from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.interrupts import Interrupted, raised
-from recbole_ilrec.verbs import compare, doctor, inspect, recommend, report, search
+from recbole_ilrec.verbs import compare, doctor, estimate, inspect, recommend, report, search
 from recbole_ilrec.verbs import table as table_verb
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -23,6 +23,7 @@ HELP = """usage: recbole-ilrec VERB [--key=value ...]   (or: python -m recbole_i
 
 verbs
   run        train a model on a dataset and evaluate it
+  estimate   what a run will take here, before it is started
   prepare    make a dataset from raw files
   table      a table of the paper, its missing runs made first
   figure     a figure of the paper, likewise
@@ -208,6 +209,7 @@ def export(arguments: Arguments) -> int:
 
 VERBS: dict[str, tuple[Callable[[Arguments], int], str]] = {
     "run": (run, RUN_HELP),
+    "estimate": (estimate.estimate, estimate.HELP),
     "prepare": (prepare, PREPARE_HELP),
     "table": (table_verb.table, table_verb.TABLE_HELP),
     "figure": (table_verb.figure, table_verb.FIGURE_HELP),

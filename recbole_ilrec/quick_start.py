@@ -102,9 +102,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     saved = bool(saved and config["saved"])
     watch = Stopwatch()
     psutil.cpu_percent()  # starts the measurement that the table at the end shows
-    if config["num_threads"]:
-        torch.set_num_threads(int(config["num_threads"]))
-    keep_freed_memory()
+    set_up(config)
     init_seed(config["seed"], config["reproducibility"])
     start_logging(config)
     config["show_progress"] = config["show_progress"] and processes.is_first()
@@ -133,6 +131,13 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     if result["test_result"] is not None:
         logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
+
+
+def set_up(config: Config) -> None:
+    """What a run tells this process before it computes anything."""
+    if config["num_threads"]:
+        torch.set_num_threads(int(config["num_threads"]))
+    keep_freed_memory()
 
 
 def _record(config: Config, result: Mapping[str, Any], about: Mapping[str, Any]) -> str | None:

@@ -44,7 +44,7 @@ SEAMS = (
 # fmt: on
 
 LOADED_ON_DEMAND = frozenset(("transformers", "peft", "accelerate", "bitsandbytes", "gguf"))
-MAY_LOAD_THEM = frozenset(f"training.{name}" for name in ("loop", "epochs", "arguments", "trainer")) | {
+MAY_LOAD_THEM = frozenset(f"training.{name}" for name in ("loop", "epochs", "arguments", "trainer", "measured")) | {
     "backbone.fast_llama"
 }
 """Modules that import them at the top and are themselves imported only when a language model is built or trained."""

@@ -422,7 +422,8 @@ def test_a_reason_that_many_runs_share_is_said_once_and_a_plan_without_hope_make
     assert cli.main(["table", "main", "--dataset=ring,none", "--models=Pop,SASRec", "--dry_run"]) == 1
     said = capsys.readouterr().out
     assert "2 runs, the first of them --model=Pop --dataset=none" in said and said.endswith(
-        "4 runs, 2 of them will fail; to do: 2 of unknown length\n"
+        "4 runs, 2 of them will fail; to do: 2 of unknown length (measure one: recbole-ilrec estimate "
+        "and its options)\n"
     )
     assert not (ring / "tables").exists() and not (ring / "saved").exists()
 

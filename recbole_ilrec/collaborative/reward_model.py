@@ -115,6 +115,25 @@ def load_reward_model(config: Config, dataset: SequenceDataset) -> RewardModel:
     return RewardModel(model, dataset, temperature=reward.temperature, mask_history=reward.mask_history)
 
 
+def is_kept(config: Config, dataset: SequenceDataset) -> bool:
+    """Whether :func:`load_reward_model` reads a model that is trained, and trains none.
+
+    Raises:
+        UserError: as :func:`reward_key`.
+    """
+    if config.settings.reward.checkpoint:
+        return True
+    last = _folder(config, _own_config(config, dataset), dataset) / LAST
+    return (last / STATE).is_file() and bool(load_state(last)["finished"])
+
+
+def untrained_reward_model(config: Config, dataset: SequenceDataset) -> tuple[RewardModel, Config]:
+    """A model that costs what the trained one costs and knows nothing, and the settings it would be trained with."""
+    own, reward = _own_config(config, dataset), config.settings.reward
+    model = build_model(own, dataset)
+    return RewardModel(model, dataset, temperature=reward.temperature, mask_history=reward.mask_history), own
+
+
 def weighs_titles(settings: Settings) -> bool:
     """Whether the reward model weighs the distances of BIGRec's grounding."""
     own = settings.bigrec
@@ -233,7 +252,7 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
 @spent_on(REWARD)
 def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     own = _own_config(config, dataset)
-    folder = Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{_key(own, dataset)}"
+    folder = _folder(config, own, dataset)
     with made_once(folder):
         init_seed(own["seed"], own["reproducibility"])
         trainer = ClassicalTrainer(own, build_model(own, dataset))
@@ -249,6 +268,10 @@ def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
             note_earlier(trainer.spent)
         trainer.load_best()
         return trainer.model
+
+
+def _folder(config: Config, own: Config, dataset: SequenceDataset) -> Path:
+    return Path(str(config["cache_dir"])) / "reward" / f"{own.model}-{own.dataset}-{_key(own, dataset)}"
 
 
 def _own_config(config: Config, dataset: SequenceDataset) -> Config:

@@ -162,6 +162,10 @@ class GenerativeRecommender(SequentialRecommender):
             self._reward_model = self._load_reward_model()
         return self._reward_model
 
+    @reward_model.setter
+    def reward_model(self, model: RewardModel) -> None:
+        self._reward_model = model
+
     @property
     def variants(self) -> int:
         """Prompt templates to draw from while training."""

@@ -188,11 +188,11 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
     if given:
         folder = Path(given)
         best = folder / BEST if (folder / BEST / STATE).is_file() else folder
-        GenerativeTrainer(_supervised_config(config), model, folder).load_best(best)
+        GenerativeTrainer(supervised_config(config), model, folder).load_best(best)
         return best
     folder = _folder(config, model, data.train._dataset, "supervised", [])
     with _turn(folder):
-        return _train_once(GenerativeTrainer(_resumed(_supervised_config(config), folder), model, folder), data)
+        return _train_once(GenerativeTrainer(_resumed(supervised_config(config), folder), model, folder), data)
 
 
 @spent_on("supervised")
@@ -201,10 +201,16 @@ def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, befo
     own = config.settings.preference
     again = {"epochs": own.supervised_epochs, "learning_rate": own.learning_rate, "eval_step": own.eval_step}
     folder = _folder(config, model, data.train._dataset, "supervised", [before, again, round_])
-    stage = _supervised_config(config, seed=_seed(config, round_ + 1), **again)
+    stage = supervised_config(config, seed=_seed(config, round_ + 1), **again)
     init_seed(stage["seed"], stage["reproducibility"])
     with _turn(folder):
         return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
+
+
+def supervised_is_kept(config: Any, model: GenerativeRecommender, data: Any) -> bool:
+    """Whether :func:`supervised_stage` reads its weights, and trains nothing."""
+    given = bool(config.settings.preference.checkpoint)
+    return given or (_folder(config, model, data.train._dataset, "supervised", []) / MANIFEST).is_file()
 
 
 def _turn(folder: Path) -> AbstractContextManager[None]:
@@ -293,7 +299,8 @@ def _seed(config: Any, round_: int) -> int:
     return (config["seed"] + 1000 * round_) % (1 << 32)
 
 
-def _supervised_config(config: Any, **values: Any) -> Any:
+def supervised_config(config: Any, **values: Any) -> Any:
+    """The run's settings as its supervised stage reads them."""
     settings = config.settings.model_copy(update={"objective": "sft"})
     return _stage_config(config, settings, model=SUPERVISED[config.settings.paradigm], **values)
 

@@ -72,7 +72,7 @@ def dry_run(outcomes: Mapping[Any, Outcome], experiments: Experiments) -> str:
     which = "all" if failing == len(outcomes) else failing
     count = f"{len(outcomes)} runs" + (f", {which} of them will fail" if failing else "")
     to_do = [f"about {sum(known) / 60:.1f} min"] if known else []
-    to_do += [f"{unknown} of unknown length"] if unknown else []
+    to_do += [f"{unknown} of unknown length (measure one: recbole-ilrec estimate and its options)"] if unknown else []
     return "\n".join([*lines, f"{count}; to do: {' and '.join(to_do) or 'nothing'}", ""])
 
 

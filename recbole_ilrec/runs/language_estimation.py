@@ -1,0 +1,116 @@
+"""The parts of a language model's run, each measured on a few of its steps, rows or users."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.utils import init_seed
+
+from recbole_ilrec.collaborative.reward_model import is_kept, prefers, untrained_reward_model, weighs_titles
+from recbole_ilrec.data.dataset import build_data
+from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.prompt.rows import StepPlan
+from recbole_ilrec.report.costs import REWARD, ledger
+from recbole_ilrec.report.estimate import ONCE, Part
+from recbole_ilrec.runs.classical_estimation import training_parts
+from recbole_ilrec.runs.stages import preference_config, supervised_config, supervised_is_kept
+from recbole_ilrec.runtime.weights import weights
+from recbole_ilrec.training.measured import Measured, MeasuredPreference
+from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
+
+FEW_STEPS = 4
+"""Steps of preference training for whose rows rejected items are found."""
+
+
+def language_parts(config: Any, data: Any, scratch: Path, seconds: float) -> tuple[list[Part], str, int]:
+    """Parts of the run of a language model.
+
+    Args:
+        config: its settings.
+        data: what it learns from.
+        scratch: a folder that is thrown away.
+        seconds: how long each kind of work is measured.
+
+    Returns:
+        the parts in their order; the run's sizes; megabytes that checkpoints take.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    start = time.perf_counter()
+    model = config.model_class(config, data.train._dataset).to(config["device"])
+    parts = [Part("building the model", time.perf_counter() - start, 1, ONCE, note="identifiers are kept from now on")]
+    parts += _reward_model(config, data, model, scratch)
+    trainer, made = _supervised(config, data, model, scratch, seconds)
+    parts += made
+    if model.preference is not None:
+        parts += _preference(config, data, trainer, scratch, seconds)
+    if config["eval_test"]:
+        parts.append(Part("test", trainer.seconds_a_user(data.test), len(data.test._dataset), "user"))
+    own, settings = weights(model), config.settings.train
+    size = sum(p.numel() * p.element_size() for p in own.values())
+    # A checkpoint holds weights, two moments and the average; the best weights stand beside those that are kept.
+    disk = size * ((3 + bool(settings.ema)) * (settings.keep_checkpoints + 1) + 1)
+    assert trainer.plan is not None
+    plan, count = trainer.plan, sum(p.numel() for p in own.values())
+    sizes = (
+        f"{count:,} trained parameters; {len(plan.size):,} rows with {int(plan.targets.sum()):,} targets make "
+        f"{plan.steps:,} steps an epoch"
+    )
+    return parts, sizes, round(disk / 1e6)
+
+
+def _reward_model(config: Any, data: Any, model: GenerativeRecommender, scratch: Path) -> list[Part]:
+    """The training of the collaborative model, in whose place one that knows nothing is asked meanwhile."""
+    settings, dataset = config.settings, data.train._dataset
+    if not (model.objective.needs.rewards or weighs_titles(settings) or prefers(settings)):
+        return []
+    if is_kept(config, dataset):
+        return [Part(REWARD, 0.0, 0, "epoch", note="kept from before")]
+    model.reward_model, own = untrained_reward_model(config, dataset)
+    return training_parts(own, build_data(own), scratch, REWARD)[0]
+
+
+def _supervised(
+    config: Any, data: Any, model: GenerativeRecommender, scratch: Path, seconds: float
+) -> tuple[Measured, list[Part]]:
+    stage = config if model.preference is None else supervised_config(config)
+    trainer = Measured(stage, model, scratch / "supervised", seconds=seconds)
+    trainer.fit(data.train, None, saved=False)
+    if model.preference is not None and supervised_is_kept(config, model, data):
+        return trainer, [Part("fine-tuning", 0.0, 0, "step", note="kept from before")]
+    assert trainer.plan is not None
+    clock, validation = trainer.clock, trainer.validation(data.valid, trainer.plan.steps, trainer.clock.steps)
+    early = validation.stops_early
+    parts = [Part("fine-tuning", clock.each, clock.steps, "step", error=clock.error, stops_early=early), validation]
+    if trainer.rewards_took:
+        parts.insert(0, Part("rewards (Eq. 10)", trainer.rewards_took, 1, ONCE))
+    return trainer, parts
+
+
+def _preference(config: Any, data: Any, supervised: Measured, scratch: Path, seconds: float) -> list[Part]:
+    model, dataset, own = supervised.model, data.train._dataset, config.settings.preference
+    stage = preference_config(config)
+    stage.final_config_dict["cache_dir"] = str(scratch / "cache")  # a copy of the run's own
+    pairs = to_pairs(dataset.inter_feat, model)
+    rows, batch = len(chosen_rows(config, len(pairs))), stage["train_batch_size"]
+    few = np.sort(np.random.default_rng(0).choice(len(pairs), min(rows, FEW_STEPS * batch), replace=False))
+    with ledger() as costs:
+        kept = KeptRows(stage, model, dataset, show_progress=False)
+        rejected = rejected_items(config, model, dataset, pairs.take(few), kept, weights="estimate")
+        trainer = MeasuredPreference(stage, model, scratch / "preference", "estimate", few, rejected, seconds=seconds)
+        trainer.fit(data.train, None, saved=False)
+    one = np.ones(rows, dtype=np.int64)
+    steps = StepPlan(one, one, batch, config.settings.train.gradient_accumulation, 0).steps
+    rounds, clock, plan = own.iterations, trainer.clock, supervised.plan
+    assert plan is not None
+    parts = [
+        Part("rejected items", costs.stages["sampling"]["wall_seconds"] / len(few), rounds * rows, "row"),
+        Part("reference", costs.stages["reference"]["wall_seconds"] / len(few), rounds * rows, "row"),
+        Part("preference training", clock.each, rounds * own.epochs * steps, "step", error=clock.error),
+        trainer.validation(data.valid, steps, own.epochs * steps, rounds),
+    ]
+    if own.supervised_epochs:
+        times, measured = rounds * own.supervised_epochs * plan.steps, supervised.clock
+        parts.insert(1, Part("more fine-tuning", measured.each, times, "step", error=measured.error))
+        parts.insert(2, trainer.validation(data.valid, plan.steps, own.supervised_epochs * plan.steps, rounds))
+    return parts
