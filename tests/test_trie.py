@@ -43,6 +43,18 @@ def test_children_and_intervals_equal_a_dictionary_of_prefixes(identifiers):
 
 @settings(max_examples=40, deadline=None)
 @given(identifier_lists)
+def test_identifiers_as_an_array_make_the_same_catalogue(identifiers):
+    array = np.full((len(identifiers), max(map(len, identifiers))), -1)
+    for row, identifier in zip(array, identifiers, strict=True):
+        row[: len(identifier)] = identifier
+    given_rows, given_array = Catalog(identifiers, EOS), Catalog(array, EOS)
+    assert given_rows.digest == given_array.digest
+    for name in ("tokens", "length", "path", "item_order", "leaf_of_item", "leaf_start"):
+        assert getattr(given_rows, name).equal(getattr(given_array, name)), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(identifier_lists)
 def test_items_that_share_an_identifier_share_a_leaf_and_are_numbered_in_item_order(identifiers):
     catalog = Catalog(identifiers, EOS)
     rank = catalog.group_rank()

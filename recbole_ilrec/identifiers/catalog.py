@@ -18,7 +18,8 @@ class Catalog:
     """Token ids of all items, their trie, and the maps between items, identifiers and trie order.
 
     Args:
-        identifiers: token ids of items 1 .. I in that order, without the end token.
+        identifiers: token ids of items 1 .. I in that order, without the end token; as ``[I, D]`` integers, the tails
+            of short rows -1, they are not copied into Python's objects on the way.
         eos_id: appended to every identifier when given; needed when one identifier begins another.
 
     Attributes:
@@ -35,14 +36,15 @@ class Catalog:
         ValueError: an identifier is empty or begins another one.
     """
 
-    def __init__(self, identifiers: Sequence[Sequence[int]], eos_id: int | None = None):
-        tail = [] if eos_id is None else [eos_id]
-        sequences = _padded([[*tokens, *tail] for tokens in identifiers])
+    def __init__(self, identifiers: Sequence[Sequence[int]] | np.ndarray, eos_id: int | None = None):
+        sequences = identifiers if isinstance(identifiers, np.ndarray) else _padded(identifiers)
+        if eos_id is not None:
+            sequences = _ended(sequences, eos_id)
         self.eos_id = eos_id
         self.trie, order = build_trie(sequences)
         self.item_order = torch.from_numpy(order) + 1
-        padding = np.full((1, sequences.shape[1]), -1, dtype=sequences.dtype)
-        self.tokens = torch.from_numpy(np.concatenate([padding, sequences]).astype(np.int64))
+        self.tokens = torch.full((len(order) + 1, sequences.shape[1]), -1)
+        self.tokens[1:] = torch.from_numpy(sequences)
         self.length = (self.tokens >= 0).sum(1)
         leaf_low = self.trie.low[self.trie.leaf >= 0].long().sort().values
         self.leaf_start = torch.cat([leaf_low, torch.tensor([len(order)])])
@@ -95,21 +97,32 @@ class Catalog:
         return mask
 
     def _paths(self) -> Tensor:
-        path = torch.full_like(self.tokens, -1)
-        node = torch.full((len(self.tokens),), ROOT)
+        """A level's nodes stand one after the other, each before the tokens of the items in its interval."""
+        path, trie = torch.full_like(self.tokens, -1), self.trie
+        first, last = ROOT, ROOT + 1
         for level in range(self.depth):
-            has_token = self.tokens[:, level] >= 0
-            path[has_token, level] = node[has_token]
-            node = self.trie.step(torch.where(has_token, node, -1), self.tokens[:, level])
+            inner = first + (trie.leaf[first:last] < 0).nonzero()[:, 0]
+            below = trie.high[inner].long() - trie.low[inner]
+            start = below.cumsum(0) - below
+            place = (trie.low[inner] - start).repeat_interleave(below).add_(torch.arange(int(below.sum())))
+            path[self.item_order[place], level] = inner.repeat_interleave(below)
+            first, last = int(trie.indptr[first]) + 1, int(trie.indptr[last]) + 1
         return path
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    if not rows:
-        raise ValueError("a catalogue needs at least one item")
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    if not lengths.any():
+        raise ValueError("a catalogue needs at least one item, and an item a token")
     padded = np.full((len(rows), int(lengths.max())), -1, dtype=np.int64)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.fromiter(
         (token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum())
     )
     return padded
+
+
+def _ended(rows: np.ndarray, eos_id: int) -> np.ndarray:
+    ended = np.full((len(rows), rows.shape[1] + 1), -1, dtype=np.int64)
+    ended[:, :-1] = rows
+    ended[np.arange(len(rows)), (rows >= 0).sum(1)] = eos_id
+    return ended
