@@ -27,7 +27,7 @@ def identifiers(items: int) -> np.ndarray:
 
 
 def trie(items: int) -> dict[str, float]:
-    """Time and peak memory of building the trie, then the catalogue, and time of a step down for 50 beams of 256 users."""
+    """Time and peak memory of building trie and catalogue, and time of a step down for 50 beams of 256 users."""
     rows = identifiers(items)
     built = []
     seconds = once(lambda: built.append(build_trie(rows)[0]))
