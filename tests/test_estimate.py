@@ -52,6 +52,11 @@ def test_the_counts_are_those_of_the_run(ring, capsys):
     assert (parts["reward model"]["times"], parts["reward model"]["note"]) == (0, "kept from before")
 
 
+def test_a_run_of_no_epochs_is_tested_only(ring):
+    _, parts = estimated("--model=LCRec", **{**SMALL, "epochs": 0})
+    assert [parts[name]["times"] for name in ("fine-tuning", "validation", "test")] == [0, 0, 60]
+
+
 def test_checkpoints_take_no_more_than_is_said(ring):
     found, _ = estimated("--model=LCRec", **SMALL)
     run_recbole_ilrec("LCRec", "ring", config_dict=SMALL)

@@ -38,7 +38,7 @@ def language_parts(config: Any, data: Any, scratch: Path, seconds: float) -> tup
     init_seed(config["seed"], config["reproducibility"])
     start = time.perf_counter()
     model = config.model_class(config, data.train._dataset).to(config["device"])
-    parts = [Part("building the model", time.perf_counter() - start, 1, ONCE, note="identifiers are kept from now on")]
+    parts = [Part("building the model", time.perf_counter() - start, 1, ONCE, note="what was learned for it is kept")]
     parts += _reward_model(config, data, model, scratch)
     trainer, made = _supervised(config, data, model, scratch, seconds)
     parts += made
@@ -54,7 +54,7 @@ def language_parts(config: Any, data: Any, scratch: Path, seconds: float) -> tup
     plan, count = trainer.plan, sum(p.numel() for p in own.values())
     sizes = (
         f"{count:,} trained parameters; {len(plan.size):,} rows with {int(plan.targets.sum()):,} targets make "
-        f"{plan.steps:,} steps an epoch"
+        f"{plan.steps:,} step{'s' * (plan.steps > 1)} an epoch"
     )
     return parts, sizes, round(disk / 1e6)
 

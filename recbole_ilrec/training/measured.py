@@ -87,7 +87,7 @@ class Measured(GenerativeTrainer):
 
     def validation(self, loader: Any, steps: int, last: int, rounds: int = 1) -> Part:
         """All validations of a training of ``last`` steps, ``steps`` an epoch."""
-        ends = [*range(steps, last, steps), last]
+        ends = [*range(steps, last, steps), last] if last else []
         times = rounds * sum(evaluation_due(self.config, end, steps, last) for end in ends)
         rows = len(loader._dataset)
         users = min(rows, self.config.settings.train.valid_users or rows)
