@@ -10,7 +10,7 @@ from recbole_ilrec.errors import UserError, unknown_name
 _AS_TYPED = frozenset((
     "model", "dataset", "config_files", "result_file", "resume_from_checkpoint", "data_path",
     "checkpoint_dir", "cache_dir", "backbone", "index_file", "reward_checkpoint", "source", "path",
-    "out", "models", "columns", "seeds", "json", "space", "users", "history", "file", "user", "item",
+    "out", "models", "columns", "seeds", "json", "space", "against", "users", "history", "file", "user", "item",
 ))
 # fmt: on
 PLACES = ("data_path", "cache_dir", "index_file", "backbone", "device")

@@ -1,4 +1,4 @@
-"""Means over seeds, and the paired test of two methods on the same users. Knows arrays only."""
+"""Means over seeds, and paired tests of two methods on the same users or seeds. Knows arrays only."""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,26 @@ def paired_p(ours: np.ndarray, other: np.ndarray) -> float:
     if np.ptp(a - b) == 0:  # no spread to compare with: the same difference for every user
         return float(a[0] == b[0])
     return float(ttest_rel(a, b).pvalue)
+
+
+def paired_over_seeds(ours: np.ndarray, other: np.ndarray) -> float | None:
+    """Chance of so large a mean difference between two methods whose trainings differ by nothing but chance.
+
+    Args:
+        ours: ``[seeds]`` metric of each training.
+        other: ``[seeds]`` of the same seeds.
+
+    Returns:
+        the p-value of a paired two-sided t-test; 1 where no seed differs, 0 where all differ by the same, ``None`` for
+        one seed, which says nothing about others.
+    """
+    from scipy.stats import ttest_rel
+
+    if len(ours) < 2:
+        return None
+    if np.ptp(ours - other) == 0:
+        return float(ours[0] == other[0])
+    return float(ttest_rel(ours, other).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -20,7 +20,7 @@ _OF_ONE_RUN = {
     "saved": "runs are found again by what they saved",
 }
 """Option of ``run`` that makes no sense for many -> what to do instead."""
-_OF_RUNS = ("archive", "from_archive", "dry_run", "jobs", "quick")
+_OF_RUNS = ("archive", "from_archive", "dry_run", "jobs", "quick", "against")
 """Options without a meaning where data are counted and no run is made."""
 _MOST_SEEDS = 100
 """A greater number is a seed that is meant itself."""
@@ -39,6 +39,7 @@ class Asked:
         plan: the part of it that is wanted.
         given: settings for every run.
         quick, paper, dry_run, out, archive, into, sources, jobs: the options; see the help of the verbs.
+        against: label of the line that the others are compared with, seed by seed; ``None`` for no such table.
         mark: between which lines of the page ``into`` the table belongs.
 
     Raises:
@@ -55,6 +56,8 @@ class Asked:
         self.quick, self.paper = bool(arguments.take("quick")), bool(arguments.take("paper"))
         self.dry_run = bool(arguments.take("dry_run"))
         self.out = Path(str(arguments.take("out", "tables")))
+        against = arguments.take("against")
+        self.against = None if against is None else str(against)
         self.archive = _path(arguments.take("archive"))
         page, _, mark = str(arguments.take("into", "")).partition("#")
         self.into = _path(page or None)
@@ -70,6 +73,9 @@ class Asked:
             columns=listed(arguments.take("columns")),
             seeds=_seeds(arguments.take("seeds"), self.whole.seeds[0]),
         )
+        labels = [row.label for _, row in self.plan.rows()]
+        if self.against is not None and self.against not in labels:
+            raise unknown_name("line of the table, to compare with,", self.against, labels)
         self.given = dict(arguments.options)
         self.plan.refuse_overwritten(self.given)
 
@@ -79,6 +85,8 @@ class Asked:
                 raise UserError(f"--{key} is one run's: {instead}.")
         if "from_archive" in options and "archive" in options:
             raise UserError("--from_archive runs nothing, so there is nothing for --archive to keep: give one of them.")
+        if "against" in options and self.verb == "figure":
+            raise UserError(f"--against makes a second table: recbole-ilrec table {self.whole.name}.")
         for key in _OF_RUNS if self.whole.kind == "datasets" else ():
             if key in options:
                 raise UserError(f"{self.verb} {self.whole.name} counts data and makes no runs: leave --{key} out.")

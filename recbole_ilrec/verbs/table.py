@@ -52,6 +52,7 @@ Writes NAME.md, NAME.tex (booktabs) and NAME.csv, and prints the first.
   NAME                       main, ablation, datasets, cf-models, efficiency, sensitivity (Tables 1 to 6 of the paper),
                              readings (of its equations), the name of a figure, or the path of a plan of your own
   --paper                    the numbers printed in the paper too, as a second table
+  --against=LINE             a second table: each line minus this one, seed by seed, on the test part and on validation
 {_OPTIONS}"""
 
 FIGURE_HELP = f"""usage: recbole-ilrec figure NAME [--key=value ...]
@@ -178,6 +179,7 @@ class _Command:
         from recbole_ilrec.verbs.tables import results_table
 
         made = results_table(grid, outcomes, quick=self.quick)
+        tables = [made, *self._differences(grid, outcomes)]
         if self.asked.verb == "figure":
             from recbole_ilrec.report.figure import draw, points
             from recbole_ilrec.verbs.figures import picture
@@ -187,21 +189,31 @@ class _Command:
             for path in draw(drawn, self.asked.out):
                 logger.info("%s", path)
         else:
-            self._save(made.name, _texts(made))
+            for each in tables:
+                self._save(each.name, _texts(each))
         if self.asked.archive is not None:
             from recbole_ilrec.verbs.archive import write_archive
 
             write_archive(self.asked.archive, outcomes, quick=self.quick)
-        self._put_into_page(made)
-        sys.stdout.write(markdown(made))
+        self._show(*tables)
         self._paper(printed)
         return int(any(outcome.error for outcome in outcomes.values()))
 
-    def _put_into_page(self, made: Table) -> None:
+    def _differences(self, grid: "Grid", outcomes: "dict[Any, Outcome]") -> list[Table]:
+        if self.asked.against is None:
+            return []
+        from recbole_ilrec.verbs.differences import differences_table
+
+        return [differences_table(grid, outcomes, self.asked.against, quick=self.quick)]
+
+    def _show(self, *tables: Table) -> None:
+        """Put tables into the page that was asked for, and on the screen."""
+        text = "\n".join(map(markdown, tables))
         if self.asked.into is not None:
-            text = self._page(self.asked.into, markdown(made))
+            page = self._page(self.asked.into, text)
             with write_atomically(self.asked.into) as stream:
-                stream.write(text)
+                stream.write(page)
+        sys.stdout.write(text)
 
     def _page(self, path: Path, content: str) -> str:
         """The page with ``content`` in the place of this table."""
@@ -216,8 +228,7 @@ class _Command:
 
         made = datasets_table(grid, experiments)
         self._save(made.name, _texts(made))
-        self._put_into_page(made)
-        sys.stdout.write(markdown(made))
+        self._show(made)
         self._paper(printed)
         return int(bool(made.notes))
 
