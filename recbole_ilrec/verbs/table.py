@@ -38,7 +38,8 @@ _OPTIONS = """
   --archive=FILE             also keep the runs in one small file, places of the true items included
   --from_archive=FILE,FILE   only what stands in such files: no data, no runs; what is missing stays empty
   --into=PAGE.md             also put the table into a page, between <!-- NAME:begin --> and <!-- NAME:end -->;
-                             --into=PAGE.md#OTHER between the lines of that name, where a page has several tables
+                             --into=PAGE.md#OTHER between the lines of that name, where a page has several tables;
+                             the table of --against between <!-- NAME-against:begin --> and <!-- NAME-against:end -->
   --KEY=VALUE                any other setting, for every run (docs/settings.md)
 
 Finished runs are reused, interrupted ones are gone on with: give the same command again. A run that fails is shown as
@@ -102,7 +103,7 @@ class _Command:
         require_recbole()
         require_writable(self.asked.out, f"out={self.asked.out}")
         if self.asked.into is not None:  # asked now: the runs may take days
-            self._page(self.asked.into, "")
+            self._page(dict.fromkeys(self._marks(), ""))
         if self.asked.archive is not None:
             require_writable(self.asked.archive.parent, f"archive={self.asked.archive}")
         from recbole_ilrec.verbs.experiments import ASKED, PLANNED, default_jobs
@@ -208,20 +209,28 @@ class _Command:
 
     def _show(self, *tables: Table) -> None:
         """Put tables into the page that was asked for, and on the screen."""
-        text = "\n".join(map(markdown, tables))
+        texts = [*map(markdown, tables)]
         if self.asked.into is not None:
-            page = self._page(self.asked.into, text)
+            page = self._page(dict(zip(self._marks(), texts, strict=True)))
             with write_atomically(self.asked.into) as stream:
                 stream.write(page)
-        sys.stdout.write(text)
+        sys.stdout.write("\n".join(texts))
 
-    def _page(self, path: Path, content: str) -> str:
-        """The page with ``content`` in the place of this table."""
+    def _marks(self) -> list[str]:
+        """Between which lines of the page each table belongs."""
+        return [self.asked.mark, *([f"{self.asked.mark}-against"] if self.asked.against is not None else [])]
+
+    def _page(self, contents: Mapping[str, str]) -> str:
+        """The page with ``contents`` in the places of these marks."""
+        path = self.asked.into
+        assert path is not None
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"into={path} cannot be read: {error.strerror}.") from None
-        return between_marks(text, self.asked.mark, content)
+        for mark, content in contents.items():
+            text = between_marks(text, mark, content)
+        return text
 
     def _datasets(self, grid: "Grid", experiments: "Experiments", printed: Table | None) -> int:
         from recbole_ilrec.verbs.tables import datasets_table
