@@ -112,11 +112,12 @@ def marked_parts(page):
 def test_the_tables_of_the_study_come_again_from_their_archives(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
-    found = commands()
-    assert len(found) == len(marked_parts("docs/study.md"))
-    for command in found:
+    page = tmp_path / "docs" / "study.md"
+    page.write_text(re.sub(r"(:begin -->\n).*?(<!-- [\w-]+:end -->)", r"\1\2", whole := page.read_text(), flags=re.S))
+    assert "|  | Industrial" not in page.read_text()
+    for command in commands():
         assert cli.main(command) == 0, command
-    assert (tmp_path / "docs" / "study.md").read_text() == (ROOT / "docs" / "study.md").read_text()
+    assert page.read_text() == whole
 
 
 def test_the_tables_of_the_readme_are_those_of_the_study():
