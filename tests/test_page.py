@@ -307,15 +307,16 @@ def test_runs_tables_and_what_is_unfinished_come_onto_the_page_without_a_new_run
 def test_a_figure_and_the_table_of_its_numbers_are_one_place_on_the_page(ring, monkeypatch, capsys):
     (ring / "own.yaml").write_text(
         "title: Steps\ndatasets: [ring]\nmetrics: [hit@5]\nsettings: {device: cpu}\n"
-        'blocks: [{rows: {A: {model: Pop}}}]\nfigure: {kind: bars, x: ""}\n'
+        'blocks: [{rows: {A: {model: Pop}, B: {model: Pop}}}]\nfigure: {kind: bars, x: ""}\n'
     )
     monkeypatch.setattr(experiments, "_process", lambda arguments, *_: cli.main([*arguments, "--state=WARNING"]))
-    for verb in ("table", "figure"):
-        assert cli.main([verb, "own.yaml", "--jobs=1"]) == 0
+    for call in (["table"], ["table", "--against=A", "--out=elsewhere"], ["figure"]):
+        assert cli.main([call[0], "own.yaml", "--jobs=1", *call[1:]]) == 0
     assert cli.main(["report"]) == 0
     text = (ring / "report.html").read_text()
+    assert text.count("<h3>own-against</h3>") == 1 and "Difference to A: mean over the seeds" in Parsed(text).text
     assert text.count("<h3>own</h3>") == 1 and "as error bars" not in text and 'id="asked-0"' in text
-    assert text.count('id="asked-1"') == 0 and "Steps. Test part; one seed" in Parsed(text).text
+    assert text.count('id="asked-2"') == 0 and "Steps. Test part; one seed" in Parsed(text).text
 
 
 def test_trials_of_a_search_are_named_and_not_shown(ring, capsys):

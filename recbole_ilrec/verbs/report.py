@@ -175,12 +175,16 @@ def _asked(root: Path) -> "tuple[list[tuple[Table, Picture | None]], list[str]]"
     shown, gone = [], []
     for call in calls.values():
         try:
-            shown.append(asked_before(call, root))
+            shown += asked_before(call, root)
         except UserError as error:
             gone.append(f"Not shown, {call['verb']} {' '.join(call['words'])}: {error}")
     drawn = [table for table, picture in shown if picture is not None]
-    # A figure stands with its numbers: the same ones, asked for as a table too, need not be read twice.
-    return [(table, picture) for table, picture in shown if picture is not None or table not in drawn], gone
+    once: list[tuple[Table, Picture | None]] = []
+    # A figure stands with its numbers: the same ones, asked for as a table too or in other words, are read once.
+    for table, picture in shown:
+        if table not in [*([] if picture else drawn), *(other for other, _ in once)]:
+            once.append((table, picture))
+    return once, gone
 
 
 def _unfinished(root: Path, records: Sequence[dict[str, Any]]) -> list[str]:

@@ -75,8 +75,8 @@ def figure(arguments: Arguments) -> int:
     return _Command(Asked(arguments, "figure")).run()
 
 
-def asked_before(asked: Mapping[str, Any], checkpoint_dir: Path) -> "tuple[Table, Picture | None]":
-    """What an earlier call of ``table`` or ``figure`` would print now, without making a run.
+def asked_before(asked: Mapping[str, Any], checkpoint_dir: Path) -> "list[tuple[Table, Picture | None]]":
+    """What an earlier call of ``table`` or ``figure`` would print now, without making a run: its tables, one or two.
 
     Args:
         asked: its line in ``planned/asked.jsonl``.
@@ -148,8 +148,8 @@ class _Command:
             raise UserError(f"{files} holds none of the {len(outcomes)} runs, e.g. '{next(iter(outcomes))}'.")
         return outcomes
 
-    def found(self) -> "tuple[Table, Picture | None]":
-        """The table, and the picture where the verb was ``figure``, from the runs there are; none is made.
+    def found(self) -> "list[tuple[Table, Picture | None]]":
+        """Each table, and the picture where the verb was ``figure``, from the runs there are; none is made.
 
         Raises:
             UserError: no run of the plan is there, or those there are lack what the picture shows.
@@ -162,7 +162,8 @@ class _Command:
         if not any(outcome.record for outcome in outcomes.values()):
             raise UserError(f"{self.asked.verb} {self.plan.name}: none of its {len(outcomes)} runs is there.")
         made = results_table(grid, outcomes, quick=self.quick)
-        return made, picture(grid, made, outcomes) if self.asked.verb == "figure" else None
+        drawn = picture(grid, made, outcomes) if self.asked.verb == "figure" else None
+        return [(made, drawn), *((table, None) for table in self._differences(grid, outcomes))]
 
     def _experiments(self) -> "Experiments":
         from recbole_ilrec.configuration.outcome import OUTCOME_FREE
