@@ -45,7 +45,7 @@ def outcomes_of(grid, numbers):
 def test_seeds_are_paired_by_hand():
     ours, other = np.array([0.3, 0.5, 0.4]), np.array([0.2, 0.3, 0.1])
     assert paired_over_seeds(ours, other) == pytest.approx(stats.ttest_rel(ours, other).pvalue)
-    assert paired_over_seeds(ours, ours) == 1.0 and paired_over_seeds(ours, ours - 0.5) == 0.0
+    assert paired_over_seeds(ours, ours) == 1.0 and paired_over_seeds(ours, ours - 0.1) is None
     assert paired_over_seeds(ours[:1], other[:1]) is None
 
 
@@ -68,6 +68,16 @@ def test_each_line_is_compared_over_the_seeds_that_both_have():
     assert "after Holm over all 4" in table.caption and "Difference to base" in markdown(table)
 
 
+def test_of_a_metric_that_is_better_when_smaller_the_smaller_seeds_are_ahead():
+    grid = Grid(read_plan("two", {**PLAN, "metrics": ["giniindex@10"], "seeds": [1, 2]}), {})
+    made = {}
+    for run in grid.all_runs():
+        value = {"LCRec": 0.5, "ILRec": 0.4, "BIGRec": 0.6}[run.model] + run.settings["seed"] / 100
+        made[run] = outcome({"giniindex@10": value}, {"giniindex@10": value})
+    ((_, (ours, other)),) = differences_table(grid, made, "base").blocks
+    assert (ours.cells[0].text, other.cells[0].text) == ("-0.1000 (2 of 2)", "+0.1000 (0 of 2)")
+
+
 def test_what_stays_after_the_correction_is_marked_and_a_block_of_the_base_alone_is_left_out():
     plan = read_plan("two", PLAN)
     base, ours = plan.blocks[0].rows[:2]
@@ -77,7 +87,7 @@ def test_what_stays_after_the_correction_is_marked_and_a_block_of_the_base_alone
     numbers = {"LCRec": [(0.1, 0.1), (0.3, 0.2), (0.2, 0.2)], "ILRec": [(0.2, 0.1), (0.4001, 0.2), (0.3, 0.3)]}
     table = differences_table(grid, outcomes_of(grid, numbers), "base", quick=True)
     ((label, (line,)),) = table.blocks
-    assert (label, table.name) == ("B", "two-against-quick")
+    assert (label, table.name) == ("B", "two-quick-against")
     assert [cell.significant for cell in line.cells] == [True, True, False, False]
     assert "QUICK SETTINGS" in table.caption and "p < .001)†" in markdown(table)
 
@@ -87,6 +97,7 @@ def test_what_stays_after_the_correction_is_marked_and_a_block_of_the_base_alone
     [
         (["table", "ablation", "--against=ILRe"], "Did you mean 'ILRec'? Available: ILRec, w/o CNS,"),
         (["table", "datasets", "--against=Art"], "counts data and makes no runs: leave --against out"),
+        (["table", "efficiency", "--against=ILRec"], "and table efficiency shows none: leave it out"),
         (["figure", "layers", "--against=LC-Rec"], "--against makes a second table: recbole-ilrec table layers"),
     ],
 )

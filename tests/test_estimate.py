@@ -8,12 +8,26 @@ import pytest
 
 from recbole_ilrec import cli
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.report.estimate import ONCE, Estimate, Part, duration, render
-from recbole_ilrec.training.measured import LEAST, Clock
+from recbole_ilrec.report.estimate import ONCE, Estimate, Part, duration, may_stop, render
+from recbole_ilrec.training import measured
+from recbole_ilrec.training.measured import LEAST, Clock, Measured, Schedule
 from tests.worlds import LEARN, QUICK
 
 SMALL = {**QUICK, **LEARN, "k": 2, "epochs": 4, "eval_step": 2}
 PREFER = {"preference.epochs": 2, "preference.train_batch_size": 16, "preference.eval_step": 2}
+
+
+class Users:
+    """Rows to evaluate."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def some(self, count):
+        return Users(min(count, self.count))
 
 
 def options(**settings):
@@ -49,7 +63,10 @@ def test_the_counts_are_those_of_the_run(ring, capsys):
     assert found["memory_mb"] > 100 and found["gpu_memory_mb"] is None
     assert "together: " in shown and "ILRec on ring, backbone" in shown
     again, parts = estimated("--model=ILRec", **SMALL)
-    assert (parts["reward model"]["times"], parts["reward model"]["note"]) == (0, "kept from before")
+    assert (parts["reward model"]["times"], parts["reward model"]["note"]) == (
+        0,
+        "kept",
+    )
 
 
 def test_a_run_of_no_epochs_is_tested_only(ring):
@@ -72,8 +89,9 @@ def test_a_preference_run_has_its_stages(ring, model, rounds):
     settings = {**SMALL, **PREFER, **more, "train_rows": "prefix"}
     _, parts = estimated(f"--model={model}", **settings)
     assert not (ring / "saved/cache/preference").exists() and not list(ring.rglob("reference-*"))
-    rows = parts["rejected items"]["times"]
-    assert rows == parts["reference"]["times"] and parts["fine-tuning"]["times"] > 0
+    rows = parts["reference"]["times"]
+    found = (rows, "row") if model == "SPRec" else (rounds, "round")  # those of S-DPO are drawn by chance, all at once
+    assert (parts["rejected items"]["times"], parts["rejected items"]["unit"]) == found and rows > 0
     run_recbole_ilrec(model, "ring", config_dict=settings)
     record = json.loads((ring / "saved/records.jsonl").read_text())
     assert parts["preference training"]["times"] == rounds * steps_of(ring / record["folder"])
@@ -82,10 +100,35 @@ def test_a_preference_run_has_its_stages(ring, model, rounds):
     assert parts["fine-tuning"]["times"] == 0 and parts["fine-tuning"]["note"] == "kept from before"
 
 
+def test_every_stage_ends_after_so_many_steps_as_were_asked_for():
+    assert Schedule(10, 4, 2).validations == 2 and Schedule(10, 4, 2).last == 40
+    assert Schedule(10, 5, 2).validations == 3 and Schedule(10, 4, 9).validations == 1
+    assert Schedule(10, 4, 1, most=25).validations == 3 and Schedule(10, 4, 1, most=25).last == 25
+    assert Schedule(10, 0, 1).validations == 0
+    assert not may_stop(12, 10) and may_stop(13, 10)
+
+
+def test_users_and_what_an_evaluation_costs_beside_them_are_told_apart(monkeypatch):
+    now, fixed, of_user = [0.0], 5.0, 0.5
+
+    def score(pairs, *, free):
+        now[0] += fixed + of_user * len(pairs)
+
+    trainer = SimpleNamespace(model=None, clock=Clock(30.0), _score=score)
+    monkeypatch.setattr(measured.time, "perf_counter", lambda: now[0])
+    for users, expected in ((100, (of_user, fixed)), (5, (of_user + fixed / 5, 0.0))):
+        rows = Users(users)
+        monkeypatch.setattr(measured, "evaluation_pairs", lambda *_, rows=rows: rows)
+        assert Measured.evaluation_seconds(trainer, None) == pytest.approx(expected)
+
+
 def test_models_of_recbole_are_measured_by_the_epoch(ring):
     found, parts = estimated("--model=SASRec", device="cpu", epochs=30, topk=[5], valid_metric="ndcg@5")
     assert parts["training"]["times"] == 30 and parts["training"]["stops_early"] and found["at_most"]
     assert parts["training, validation"]["times"] == 30 and found["disk_mb"] is None
+    _, parts = estimated("--model=SASRec", device="cpu", epochs=3, eval_step=0, topk=[5], valid_metric="ndcg@5")
+    assert (parts["training, validation"]["times"], parts["test"]["times"]) == (0, 60)
+    assert not parts["training"]["stops_early"] and parts["test"]["seconds"] > 0
     found, parts = estimated("--model=Pop", device="cpu", topk=[5], valid_metric="ndcg@5", eval_test=False)
     assert not found["at_most"] and "test" not in parts
     assert {path.name for path in ring.iterdir()} == {"dataset", "e.json"}
@@ -98,6 +141,8 @@ def test_models_of_recbole_are_measured_by_the_epoch(ring):
         (["--model=ILRec", "--dataset=ring", "--measure=long"], "--measure=long is no time: give seconds"),
         (["--model=ILRec", "--dataset=ring", "--measure=-1"], "--measure=-1 is no time"),
         (["--model=ILRec", "--dataset=ring", "--json=dataset"], "json=dataset is a folder"),
+        (["--model=ILRec", "--dataset=ring", "--measure=.inf"], "--measure=inf is no time"),
+        (["--model=ILRec", "--dataset=ring", "--print_config"], "--print_config is of run"),
         (["--model=ILRec", "--dataset=ring", "--alhpa=1"], "Did you mean 'alpha'?"),
         (["--model=ILRec", "--dataset=ring", "--resume_from_checkpoint=auto"], "without torchrun and --resume"),
     ],

@@ -46,9 +46,9 @@ class Estimate:
         title: model, data and machine.
         facts: sizes of the run, a line each.
         parts: in the order in which a run does them.
-        memory_mb: most memory that the measurements needed.
+        memory_mb: most memory that the measurements needed, in MiB as in a record.
         gpu_memory_mb: the same of the GPU; ``None`` without one.
-        disk_mb: most that checkpoints take at a time; ``None`` where they are not looked at.
+        disk_mb: most that checkpoints take at a time, in MiB; ``None`` where they are not looked at or not kept.
     """
 
     title: str
@@ -72,6 +72,14 @@ class Estimate:
         """As plain values."""
         parts = [{**asdict(part), "seconds": part.seconds} for part in self.parts]
         return {**asdict(self), "parts": parts, "seconds": self.seconds, "at_most": self.stops_early}
+
+
+def may_stop(validations: int, patience: int) -> bool:
+    """Whether a training of so many validations can end before the last one, as RecBole counts its ``stopping_step``.
+
+    The first validation is always the best so far, so ``patience + 1`` worse ones end with number ``patience + 2``.
+    """
+    return validations > patience + 2
 
 
 def duration(seconds: float) -> str:

@@ -47,15 +47,16 @@ def paired_over_seeds(ours: np.ndarray, other: np.ndarray) -> float | None:
         other: ``[seeds]`` of the same seeds.
 
     Returns:
-        the p-value of a paired two-sided t-test; 1 where no seed differs, 0 where all differ by the same, ``None`` for
-        one seed, which says nothing about others.
+        the p-value of a paired two-sided t-test; 1 where no seed differs; ``None`` where there is no spread to compare
+        with: one seed, or all differ by the same, which rounded numbers do by chance.
     """
     from scipy.stats import ttest_rel
 
-    if len(ours) < 2:
+    difference = ours - other
+    if len(ours) < 2 or (np.ptp(difference) < 1e-12 and difference.any()):
         return None
-    if np.ptp(ours - other) == 0:
-        return float(ours[0] == other[0])
+    if not difference.any():
+        return 1.0
     return float(ttest_rel(ours, other).pvalue)
 
 

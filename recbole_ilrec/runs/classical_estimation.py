@@ -11,7 +11,7 @@ from recbole.utils import init_seed
 from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import Data
-from recbole_ilrec.report.estimate import Part
+from recbole_ilrec.report.estimate import Part, may_stop
 
 
 class TimedClassical(ClassicalTrainer):
@@ -46,24 +46,26 @@ def training_parts(config: Config, data: Data, scratch: Path, name: str) -> tupl
     """
     init_seed(config["seed"], config["reproducibility"])
     once = copy.copy(config)
-    once.final_config_dict = {**config.final_config_dict, "epochs": 1, "eval_step": 1, "checkpoint_dir": str(scratch)}
+    changed = {"epochs": 1, "eval_step": 1, "checkpoint_dir": str(scratch), "log_wandb": False}
+    once.final_config_dict = {**config.final_config_dict, **changed}
     model = build_model(once, data.train._dataset)
     trainer = TimedClassical(once, model)
     trainer.took, trainer.log_folder = {}, scratch / "log"
     trainer.fit(data.train, data.valid, saved=False)
     epochs, every = config["epochs"], min(config["eval_step"], config["epochs"])
-    stops = epochs > config["stopping_step"] * max(every, 1)
-    parts = [Part(name, trainer.took.get("epoch", 0.0), epochs, "epoch", stops_early=stops)]
-    if "validation" in trainer.took and every > 0:
-        times = epochs // every
-        parts.append(Part(f"{name}, validation", trainer.took["validation"], times, "validation", stops_early=stops))
+    times = epochs // every if every > 0 else 0
+    early = may_stop(times, config["stopping_step"])
+    parts = [
+        Part(name, trainer.took["epoch"], epochs, "epoch", stops_early=early),
+        Part(f"{name}, validation", trainer.took["validation"], times, "validation", stops_early=early),
+    ]
     return parts, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def classical_parts(config: Config, data: Data, scratch: Path) -> tuple[list[Part], str]:
     """Parts of a run of one of RecBole's models, and its sizes; see :func:`training_parts` for the arguments."""
     parts, trained = training_parts(config, data, scratch, "training")
-    if len(parts) > 1 and config["eval_test"]:
+    if config["eval_test"]:
         of_user = parts[1].each / max(len(data.valid._dataset), 1)
         parts.append(Part("test", of_user, len(data.test._dataset), "user"))
     return parts, f"{trained:,} trained parameters"

@@ -1,7 +1,8 @@
 """What a run would take here, its parts measured on a few real steps and users before anything is trained.
 
-Whatever a run finds kept is read (identifiers, a trained reward model, a supervised stage); identifiers that are not
-kept yet are learned and kept, as the run would, since nothing can be measured without them. Nothing else is left.
+Whatever a run finds kept is read (identifiers, a trained reward model, a supervised stage). What the model cannot be
+built without, and a run would keep for the next one too, is made and kept: identifiers, with the collaborative model
+where they are learned from its vectors, and the vectors of titles. Nothing else is left.
 """
 
 import time
@@ -54,6 +55,6 @@ def estimate_run(config: Any, seconds: float = 10.0) -> Estimate:
         facts=(data.statistics, sizes),
         parts=(reading, *parts),
         memory_mb=about["peak_memory_mb"],
-        gpu_memory_mb=round(torch.cuda.max_memory_allocated() / 1e6) if gpu else None,
-        disk_mb=disk,
+        gpu_memory_mb=round(torch.cuda.max_memory_allocated(config["device"]) / 2**20) if gpu else None,
+        disk_mb=disk if config["saved"] else None,
     )

@@ -16,7 +16,7 @@ from recbole_ilrec.report.estimate import ONCE, Part
 from recbole_ilrec.runs.classical_estimation import training_parts
 from recbole_ilrec.runs.stages import preference_config, supervised_config, supervised_is_kept
 from recbole_ilrec.runtime.weights import weights
-from recbole_ilrec.training.measured import Measured, MeasuredPreference
+from recbole_ilrec.training.measured import Measured, MeasuredPreference, Schedule
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
 
 FEW_STEPS = 4
@@ -43,9 +43,9 @@ def language_parts(config: Any, data: Any, scratch: Path, seconds: float) -> tup
     trainer, made = _supervised(config, data, model, scratch, seconds)
     parts += made
     if model.preference is not None:
-        parts += _preference(config, data, trainer, scratch, seconds)
+        parts += _preference(config, data, trainer, scratch)
     if config["eval_test"]:
-        parts.append(Part("test", trainer.seconds_a_user(data.test), len(data.test._dataset), "user"))
+        parts.append(trainer.test(data.test))
     own, settings = weights(model), config.settings.train
     size = sum(p.numel() * p.element_size() for p in own.values())
     # A checkpoint holds weights, two moments and the average; the best weights stand beside those that are kept.
@@ -56,7 +56,7 @@ def language_parts(config: Any, data: Any, scratch: Path, seconds: float) -> tup
         f"{count:,} trained parameters; {len(plan.size):,} rows with {int(plan.targets.sum()):,} targets make "
         f"{plan.steps:,} step{'s' * (plan.steps > 1)} an epoch"
     )
-    return parts, sizes, round(disk / 1e6)
+    return parts, sizes, round(disk / 2**20)
 
 
 def _reward_model(config: Any, data: Any, model: GenerativeRecommender, scratch: Path) -> list[Part]:
@@ -65,7 +65,7 @@ def _reward_model(config: Any, data: Any, model: GenerativeRecommender, scratch:
     if not (model.objective.needs.rewards or weighs_titles(settings) or prefers(settings)):
         return []
     if is_kept(config, dataset):
-        return [Part(REWARD, 0.0, 0, "epoch", note="kept from before")]
+        return [Part(REWARD, 0.0, 0, "epoch", note="kept")]
     model.reward_model, own = untrained_reward_model(config, dataset)
     return training_parts(own, build_data(own), scratch, REWARD)[0]
 
@@ -79,38 +79,58 @@ def _supervised(
     if model.preference is not None and supervised_is_kept(config, model, data):
         return trainer, [Part("fine-tuning", 0.0, 0, "step", note="kept from before")]
     assert trainer.plan is not None
-    clock, validation = trainer.clock, trainer.validation(data.valid, trainer.plan.steps, trainer.clock.steps)
+    clock, most = trainer.clock, config.settings.train.max_steps
+    schedule = Schedule(trainer.plan.steps, stage["epochs"], stage["eval_step"], most)
+    validation = trainer.validation("validation", data.valid, schedule)
     early = validation.stops_early
-    parts = [Part("fine-tuning", clock.each, clock.steps, "step", error=clock.error, stops_early=early), validation]
+    parts = [Part("fine-tuning", clock.each, schedule.last, "step", error=clock.error, stops_early=early), validation]
     if trainer.rewards_took:
         parts.insert(0, Part("rewards (Eq. 10)", trainer.rewards_took, 1, ONCE))
     return trainer, parts
 
 
-def _preference(config: Any, data: Any, supervised: Measured, scratch: Path, seconds: float) -> list[Part]:
+def _preference(config: Any, data: Any, supervised: Measured, scratch: Path) -> list[Part]:
     model, dataset, own = supervised.model, data.train._dataset, config.settings.preference
     stage = preference_config(config)
     stage.final_config_dict["cache_dir"] = str(scratch / "cache")  # a copy of the run's own
     pairs = to_pairs(dataset.inter_feat, model)
-    rows, batch = len(chosen_rows(config, len(pairs))), stage["train_batch_size"]
-    few = np.sort(np.random.default_rng(0).choice(len(pairs), min(rows, FEW_STEPS * batch), replace=False))
+    chosen, batch = chosen_rows(config, len(pairs)), stage["train_batch_size"]
+    rows = len(chosen)
+    few = np.sort(np.random.default_rng(0).choice(rows, min(rows, FEW_STEPS * batch), replace=False))
+    # Only the model's own items cost so much by the row that those of a few rows have to do.
+    by_row = own.source == "self_hard"
+    searched = chosen[few] if by_row else chosen
     with ledger() as costs:
         kept = KeptRows(stage, model, dataset, show_progress=False)
-        rejected = rejected_items(config, model, dataset, pairs.take(few), kept, weights="estimate")
-        trainer = MeasuredPreference(stage, model, scratch / "preference", "estimate", few, rejected, seconds=seconds)
+        rejected = rejected_items(config, model, dataset, pairs.take(searched), kept, weights="estimate")
+        rejected = rejected if by_row else rejected[:, few]
+        place, seconds = scratch / "preference", supervised.clock.seconds
+        trainer = MeasuredPreference(stage, model, place, "estimate", chosen[few], rejected, seconds=seconds)
         trainer.fit(data.train, None, saved=False)
-    one = np.ones(rows, dtype=np.int64)
+    sampling, reference = (costs.stages[name]["wall_seconds"] for name in ("sampling", "reference"))
+    one, rounds, most = np.ones(rows, dtype=np.int64), own.iterations, config.settings.train.max_steps
     steps = StepPlan(one, one, batch, config.settings.train.gradient_accumulation, 0).steps
-    rounds, clock, plan = own.iterations, trainer.clock, supervised.plan
-    assert plan is not None
+    schedule = Schedule(steps, own.epochs, own.eval_step, most)
+    found = (sampling / len(few), rounds * rows, "row") if by_row else (sampling, rounds, "round")
+    validation = trainer.validation("preference, validation", data.valid, schedule, rounds)
+    clock, early = trainer.clock, validation.stops_early
+    times = rounds * schedule.last
     parts = [
-        Part("rejected items", costs.stages["sampling"]["wall_seconds"] / len(few), rounds * rows, "row"),
-        Part("reference", costs.stages["reference"]["wall_seconds"] / len(few), rounds * rows, "row"),
-        Part("preference training", clock.each, rounds * own.epochs * steps, "step", error=clock.error),
-        trainer.validation(data.valid, steps, own.epochs * steps, rounds),
+        Part("rejected items", *found),
+        Part("reference", reference / len(few), rounds * rows, "row"),
+        Part("preference training", clock.each, times, "step", error=clock.error, stops_early=early),
+        validation,
     ]
     if own.supervised_epochs:
-        times, measured = rounds * own.supervised_epochs * plan.steps, supervised.clock
-        parts.insert(1, Part("more fine-tuning", measured.each, times, "step", error=measured.error))
-        parts.insert(2, trainer.validation(data.valid, plan.steps, own.supervised_epochs * plan.steps, rounds))
+        parts[1:1] = _more_supervision(config, data, supervised)
     return parts
+
+
+def _more_supervision(config: Any, data: Any, supervised: Measured) -> list[Part]:
+    """What SPRec fine-tunes further, round by round."""
+    own, clock, plan = config.settings.preference, supervised.clock, supervised.plan
+    assert plan is not None
+    schedule = Schedule(plan.steps, own.supervised_epochs, own.eval_step, config.settings.train.max_steps)
+    validation = supervised.validation("more fine-tuning, validation", data.valid, schedule, own.iterations)
+    times, early = own.iterations * schedule.last, validation.stops_early
+    return [Part("more fine-tuning", clock.each, times, "step", error=clock.error, stops_early=early), validation]

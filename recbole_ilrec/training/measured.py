@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
 
 from recbole_ilrec.prompt.rows import StepPlan
-from recbole_ilrec.report.estimate import Part
+from recbole_ilrec.report.estimate import Part, may_stop
 from recbole_ilrec.training.choice import evaluation_pairs
 from recbole_ilrec.training.epochs import evaluation_due
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
@@ -85,27 +86,69 @@ class Measured(GenerativeTrainer):
 
         super()._train(loop, last, timed)
 
-    def validation(self, loader: Any, steps: int, last: int, rounds: int = 1) -> Part:
-        """All validations of a training of ``last`` steps, ``steps`` an epoch."""
-        ends = [*range(steps, last, steps), last] if last else []
-        times = rounds * sum(evaluation_due(self.config, end, steps, last) for end in ends)
+    def validation(self, name: str, loader: Any, schedule: "Schedule", rounds: int = 1) -> Part:
+        """All validations of ``rounds`` stages of one schedule."""
         rows = len(loader._dataset)
         users = min(rows, self.config.settings.train.valid_users or rows)
-        early = times > self.config["stopping_step"] + 1
-        note = f"{times} of {users:,} users"
-        return Part("validation", self.seconds_a_user(loader), users * times, "user", stops_early=early, note=note)
+        each, fixed = self.evaluation_seconds(loader)
+        note = f"{rounds * schedule.validations} of {users:,} users"
+        early = may_stop(schedule.validations, self.config["stopping_step"])
+        of_user = each + fixed / max(users, 1)
+        return Part(name, of_user, users * rounds * schedule.validations, "user", stops_early=early, note=note)
 
-    def seconds_a_user(self, loader: Any) -> float:
-        """Search and metrics of one user, from as many as fit into the time."""
-        pairs, count = evaluation_pairs(loader, self.model), FEW_USERS
-        while True:
+    def test(self, loader: Any) -> Part:
+        """The evaluation of the test part."""
+        rows = len(loader._dataset)
+        each, fixed = self.evaluation_seconds(loader, free=True)
+        return Part("test", each + fixed / max(rows, 1), rows, "user")
+
+    def evaluation_seconds(self, loader: Any, *, free: bool = False) -> tuple[float, float]:
+        """Search and metrics of one user, and what an evaluation costs whatever the users: vectors of titles.
+
+        The first users are not timed: what is kept from then on is made for them.
+        """
+        pairs, count, took = evaluation_pairs(loader, self.model), FEW_USERS, dict[int, float]()
+        self._score(pairs.some(count), free=free)
+        while not took or (max(took) < len(pairs) and took[max(took)] < self.clock.seconds):
             some = pairs.some(count)
             start = time.perf_counter()
-            self._score(some)
-            took = time.perf_counter() - start
-            if took >= self.clock.seconds or count >= len(pairs):
-                return took / len(some)
+            self._score(some, free=free)
+            took[len(some)] = time.perf_counter() - start
             count *= 4
+        few, many = min(took), max(took)
+        if few == many:
+            return took[many] / max(many, 1), 0.0
+        each = max(took[many] - took[few], 0.0) / (many - few)
+        return each, max(took[few] - each * few, 0.0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a training, and when it is validated.
+
+    Attributes:
+        steps: of an epoch.
+        epochs: of the training.
+        every: epochs between two validations (``eval_step``).
+        most: steps after which it ends whatever ``epochs`` says (``max_steps``).
+    """
+
+    steps: int
+    epochs: int
+    every: int
+    most: int | None = None
+
+    @property
+    def last(self) -> int:
+        """Number of the last step."""
+        return self.most or self.steps * self.epochs
+
+    @property
+    def validations(self) -> int:
+        """How many there are if none ends the training."""
+        ends = [*range(self.steps, self.last, self.steps), self.last] if self.last else []
+        settings = {"eval_step": self.every, "epochs": self.epochs}
+        return sum(evaluation_due(settings, end, self.steps, self.last) for end in ends)
 
 
 class MeasuredPreference(Measured, PreferenceTrainer):

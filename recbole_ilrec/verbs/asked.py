@@ -76,6 +76,10 @@ class Asked:
         labels = [row.label for _, row in self.plan.rows()]
         if self.against is not None and self.against not in labels:
             raise unknown_name("line of the table, to compare with,", self.against, labels)
+        if self.against is not None and not any("@" in metric for metric in self.plan.metrics):
+            raise UserError(
+                f"--against compares metrics such as ndcg@10, and table {self.whole.name} shows none: leave it out."
+            )
         self.given = dict(arguments.options)
         self.plan.refuse_overwritten(self.given)
 

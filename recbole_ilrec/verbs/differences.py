@@ -11,7 +11,7 @@ import numpy as np
 from recbole_ilrec.report.plan import Column, Row
 from recbole_ilrec.report.statistics import ALPHA, holm, paired_over_seeds
 from recbole_ilrec.report.table import MARK, Cell, Line, Table
-from recbole_ilrec.verbs.tables import Grid, Outcomes, framed, metric_name
+from recbole_ilrec.verbs.tables import Grid, Outcomes, framed, metric_name, smaller_is_better
 from recbole_ilrec.verbs.user_metrics import unrounded
 
 PARTS = ("test", "validation")
@@ -37,15 +37,19 @@ def differences_table(grid: Grid, outcomes: Outcomes, against: str, *, quick: bo
     }
     tested = {key: p for key, (_, p) in found.items() if p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    width = len(columns) * len(PARTS) * len(metrics)
+    lower = [smaller_is_better(metric) for _ in columns for _ in PARTS for metric in metrics]
+
+    def line(label: str) -> Line:
+        cells = (_cell(*found[label, n], adjusted.get((label, n)), less) for n, less in enumerate(lower))
+        return Line(label, tuple(cells))
+
     blocks = []
     for block in plan.blocks:
-        labels = [row.label for row in block.rows if row.label != against]
-        lines = [Line(x, tuple(_cell(*found[x, n], adjusted.get((x, n))) for n in range(width))) for x in labels]
+        lines = [line(row.label) for row in block.rows if row.label != against]
         blocks += [(block.label, tuple(lines))] if lines else []
     records = [outcome.record for outcome in outcomes.values() if outcome.record]
     return Table(
-        name=f"{plan.name}-against{'-quick' if quick else ''}",
+        name=f"{plan.name}{'-quick' if quick else ''}-against",
         caption=framed(plan, records, _said(against, len(tested)), quick),
         head=_head(columns, metrics),
         blocks=tuple(blocks),
@@ -87,15 +91,15 @@ def _value(record: Mapping[str, Any] | None, part: str, metric: str) -> float | 
     return (record["result"].get("best_valid_result") or {}).get(metric)
 
 
-def _cell(differences: np.ndarray, p: float | None, adjusted: float | None) -> Cell:
+def _cell(differences: np.ndarray, p: float | None, adjusted: float | None, lower: bool) -> Cell:
     if not len(differences):
         return Cell()
-    mean, ahead = float(differences.mean()), int((differences > 0).sum())
+    mean, ahead = float(differences.mean()), int((differences < 0 if lower else differences > 0).sum())
     text = f"{mean:+.4f}"
-    if p is not None:
-        text += f" ({ahead} of {len(differences)}, p {_p(p)})"
+    if len(differences) > 1:
+        text += f" ({ahead} of {len(differences)}{'' if p is None else f', p {_p(p)}'})"
     significant = adjusted is not None and adjusted < ALPHA
-    return Cell(tuple(differences.tolist()), mean, text=text, p=adjusted, significant=significant)
+    return Cell(tuple(differences.tolist()), mean, text=text, lower=lower, p=adjusted, significant=significant)
 
 
 def _p(p: float) -> str:

@@ -1,5 +1,6 @@
 """``recbole-ilrec estimate``: what a run will take here, measured on a few steps and users of it."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ HELP = """usage: recbole-ilrec estimate --model=MODEL --dataset=DATASET [--measu
 
 How long will it take, and does it fit? Builds what a run with the same settings would build, takes a few of its
 training steps, searches for a few of its users, and says what all of it would take on this machine: each part, memory,
-and the disk for checkpoints. Trains nothing and writes nothing but identifiers, which a run needs first and keeps.
+and the disk for checkpoints. Trains nothing but what the model cannot be built without and a run keeps: identifiers
+that are neither given nor kept, and the collaborative model where they are learned from its vectors.
 
   -m, --model=ILRec          as for run
   -d, --dataset=ml-100k      as for run
@@ -30,8 +32,11 @@ def estimate(arguments: Arguments) -> int:
     if arguments.words:
         raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --model=ILRec.")
     target, measure = arguments.take("json"), arguments.take("measure", MEASURE)
-    if isinstance(measure, bool) or not isinstance(measure, int | float) or measure < 0:
+    if isinstance(measure, bool) or not isinstance(measure, int | float) or not 0 <= measure < math.inf:
         raise UserError(f"--measure={measure} is no time: give seconds, e.g. --measure=10.")
+    for key in ("result_file", "print_config"):
+        if key in arguments.options:
+            raise UserError(f"--{key} is of run: estimate prints what it finds, and --json=PATH keeps it.")
     if target is not None:
         check_result_file(Path(target), "json")
     files = str(arguments.take("config_files", "")).replace(",", " ").split()
