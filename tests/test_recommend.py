@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 import recbole_ilrec
 from recbole_ilrec import cli
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.preparation.files import held
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runs.recommendation import Recommender
+from recbole_ilrec.runs.recommendation import Recommended, Recommender
+from recbole_ilrec.verbs import lists_file
 from tests.test_adapter import save_model
 from tests.worlds import LEARN, QUICK, newest, ring_world, write_dataset, write_titled_ring
 
@@ -302,6 +304,58 @@ def test_lists_of_all_users_as_a_file(world, tmp_path, capsys, suffix):
             table = polars.read_csv(out, separator="\t" if suffix == "tsv" else ",")
     assert table.columns == ["user", "rank", "item", "title", "score"] and len(table) == 180
     assert table["rank"].to_list() == [1, 2, 3] * 60 and table["user"][0] == "u0"
+
+
+def test_a_file_that_was_interrupted_goes_on_and_is_the_same(world, tmp_path, capsys, monkeypatch):
+    call = ["recommend", str(newest(world[0], "LCRec")), "--topk=3"]
+    assert cli.main([*call, f"--out={tmp_path / 'whole.csv'}"]) == 0
+    monkeypatch.setattr(lists_file, "PART", 16)
+    asked, out, whole = [], tmp_path / "lists.csv", Recommender.recommend
+
+    def some(self, histories, **how):
+        asked.append(how["users"])
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return whole(self, histories, **how)
+
+    monkeypatch.setattr(Recommender, "recommend", some)
+    assert cli.main([*call, f"--out={out}"]) == cli.INTERRUPTED
+    assert "give the same command again" in capsys.readouterr().err and not out.exists()
+    assert cli.main([*call, f"--out={out}"]) == 0
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+    assert [len(users) for users in asked] == [16, 16, 16, 16, 12] and asked[2] == asked[3]
+    assert {path.name for path in tmp_path.iterdir()} == {"lists.csv", "whole.csv"}
+    assert cli.main([*call[:-1], "--topk=2", f"--out={out}"]) == 0 and len(asked) == 9  # other lists: none is reused
+
+
+def test_parts_of_other_lists_are_not_taken_and_two_processes_do_not_make_one_file(tmp_path):
+    def make(some):
+        return [[Recommended("i", "t", 1.0)]] * (some.stop - some.start)
+
+    path = tmp_path / "a.jsonl"
+
+    def stopped(some):
+        if some.start:
+            raise UserError("stopped")
+        return make(some)
+
+    names = [str(number) for number in range(5000)]
+    with pytest.raises(UserError, match="stopped"):
+        lists_file.write_lists(path, names, {"topk": 1}, stopped)
+    (parts,) = tmp_path.iterdir()
+    assert [part.name for part in parts.iterdir()] == ["0000000000.parquet"]
+    with held(parts), pytest.raises(UserError, match="another process is at work"):
+        lists_file.write_lists(path, names, {"topk": 1}, make)
+    with pytest.raises(UserError, match="stopped"):
+        lists_file.write_lists(path, names[4096:], {"topk": 1}, lambda some: stopped(slice(1, 2)))
+    assert [*tmp_path.iterdir()] == [parts]
+
+    def rest(some):
+        assert some.start
+        return make(some)
+
+    assert lists_file.write_lists(path, names, {"topk": 1}, rest) == 5000
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_new_users_from_a_table_of_clicks(world, tmp_path, capsys):

@@ -19,6 +19,7 @@ from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.runs.names import Names
 from recbole_ilrec.runs.trained import Trained, best_state, load_trained
+from recbole_ilrec.runtime.checkpoint import fingerprint
 from recbole_ilrec.schema import Ranking
 
 SCORED_AT_ONCE = 256
@@ -90,6 +91,11 @@ class Recommender:
         if num_beams is not None and not found._has_beams:
             raise UserError(f"num_beams={num_beams} is not read: {run} ranks all items without beams. Leave it out.")
         return found
+
+    def identity(self) -> dict[str, Any]:
+        """What lists depend on beside histories: weights, the names of items, and the settings that may be changed."""
+        decode = self.trained.config.settings.decode.model_dump(mode="json")
+        return {"weights": fingerprint(self.trained.folder), "items": self.names.digest, "decode": decode}
 
     @property
     def leaves_out_history(self) -> bool:

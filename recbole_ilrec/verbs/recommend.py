@@ -1,8 +1,6 @@
 """``recbole-ilrec recommend RUN``: a trained model's lists for its users or new ones, on screen or as a file."""
 
-import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +22,8 @@ The items that a trained model, language model or one of RecBole's, thinks come 
                              hold commas
   --file=FILE                new users: a table (.csv, .tsv, .jsonl) with the columns user_id, item_id and timestamp
   --topk=10                  length of a list
-  --out=FILE                 write user, rank, item, title and score of all places as .csv, .tsv, .jsonl or .parquet
+  --out=FILE                 write user, rank, item, title and score of all places as .csv, .tsv, .jsonl or .parquet;
+                             one that was interrupted goes on with the same command
   --exclude_history=true     leave out what the user had; by default as in the run
   --num_beams=N              beams of a language model's search; by default as in the run
   --eval_batch_size=N        users at once
@@ -93,18 +92,20 @@ def recommend(arguments: Arguments) -> int:
             f"{len(asked.names):,} lists are too many for the screen (at most {MOST_ON_SCREEN}): give --out=FILE, "
             "e.g. --out=lists.csv, or choose some with --users."
         )
-    lists = recommender.recommend(
-        asked.histories,
-        topk=topk,
-        users=None if "history" in options else asked.names,
-        batch_size=batch_size,
-        progress=out is not None,
-    )
-    if out is not None:
-        _write(out, asked.names, lists)
-        sys.stdout.write(f"{len(lists):,} lists, {sum(map(len, lists)):,} places: {out}\n")
+    known = None if "history" in options else asked.names
+
+    def make(some: slice) -> "list[list[Recommended]]":
+        users = None if known is None else known[some]
+        return recommender.recommend(asked.histories[some], topk=topk, users=users, batch_size=batch_size)
+
+    if out is None:
+        sys.stdout.write(_shown(recommender, asked, make(slice(None))))
         return 0
-    sys.stdout.write(_shown(recommender, asked, lists))
+    from recbole_ilrec.verbs.lists_file import write_lists
+
+    what = {**recommender.identity(), "topk": topk, "known": known is not None, "histories": asked.histories}
+    places = write_lists(out, asked.names, what, make)
+    sys.stdout.write(f"{len(asked.names):,} lists, {places:,} places: {out}\n")
     return 0
 
 
@@ -186,31 +187,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 # ---- what
-
-
-def _write(path: Path, names: Sequence[str], lists: Sequence[Sequence["Recommended"]]) -> None:
-    """One row for each place; the file is there whole or not at all."""
-    import polars
-
-    rows = [
-        (name, rank, *place) for name, places in zip(names, lists, strict=True) for rank, place in enumerate(places, 1)
-    ]
-    columns = {
-        "user": polars.String, "rank": polars.Int64, "item": polars.String, "title": polars.String,
-        "score": polars.Float64,
-    }  # fmt: skip
-    frame = polars.DataFrame(rows, schema=columns, orient="row")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.tmp-", dir=path.parent) as folder:
-        file = Path(folder) / path.name
-        match path.suffix:
-            case ".parquet":
-                frame.write_parquet(file)
-            case ".jsonl":
-                frame.write_ndjson(file)
-            case suffix:
-                frame.write_csv(file, separator="\t" if suffix == ".tsv" else ",")
-        os.replace(file, path)
 
 
 def _shown(recommender: "Recommender", asked: _Asked, lists: Sequence[Sequence["Recommended"]]) -> str:
