@@ -437,6 +437,8 @@ def test_data_that_cannot_be_downloaded_are_asked_for_once_before_any_run(ring, 
         raise UserError(f"{name} cannot be downloaded: no network.")
 
     monkeypatch.setattr("recbole_ilrec.preparation.pipeline.prepare", unreachable)
+    assert cli.main(["table", "main", "--dataset=Art", "--models=Pop", "--dry_run"]) == 0 and not asked
+    assert "--seed=2020: time and memory unknown: its data are not here and would be" in capsys.readouterr().out
     assert cli.main(["table", "main", "--dataset=Art", "--models=Pop,SASRec", "--seeds=2"]) == 2
     assert "none of its 4 runs can be made: Art cannot be downloaded" in capsys.readouterr().err.splitlines()[-1]
     assert asked == ["Art"]

@@ -135,6 +135,16 @@ class Experiments:
         except UserError as error:
             return Outcome(error=str(error))
 
+    def needs_download(self, run: PlannedRun) -> bool:
+        """Whether the dataset of a run, one of the paper's, is not there yet."""
+        try:
+            self.config(run)
+        except MissingDataset:
+            return True
+        except UserError:
+            return False
+        return False
+
     def estimate(self, run: PlannedRun) -> Estimate:
         """Median time and greatest memory of runs with the same model, data, backbone and length."""
         try:

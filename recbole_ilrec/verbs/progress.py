@@ -60,6 +60,8 @@ def dry_run(outcomes: Mapping[Any, Outcome], experiments: Experiments) -> str:
         else:
             estimate = experiments.estimate(run)
             state = "time and memory unknown: no like run has a record"
+            if experiments.needs_download(run):
+                state = "time and memory unknown: its data are not here and would be downloaded first"
             if estimate.seconds is None:
                 unknown += 1
             else:
