@@ -199,5 +199,5 @@ def test_the_table_lines_up_and_says_what_may_be_less():
         "fine-tuning   500.0 ms  ± 10%  1,200  steps  10.0 min  at most, stops early\n"
         "\n"
         "together: at most 10.0 min\n"
-        "memory: 1.5 GB, of the GPU 2.5 GB; checkpoints: up to 0.04 GB\n"
+        "memory: 1.6 GB, of the GPU 2.6 GB; checkpoints: up to 0.04 GB\n"
     )

@@ -323,39 +323,47 @@ def test_a_file_that_was_interrupted_goes_on_and_is_the_same(world, tmp_path, ca
     assert "give the same command again" in capsys.readouterr().err and not out.exists()
     assert cli.main([*call, f"--out={out}"]) == 0
     assert out.read_text() == (tmp_path / "whole.csv").read_text()
-    assert [len(users) for users in asked] == [16, 16, 16, 16, 12] and asked[2] == asked[3]
+    assert [len(users) for users in asked] == [16, 16, 16, 16, 12] and asked[2] == asked[3]  # 60 users
     assert {path.name for path in tmp_path.iterdir()} == {"lists.csv", "whole.csv"}
     assert cli.main([*call[:-1], "--topk=2", f"--out={out}"]) == 0 and len(asked) == 9  # other lists: none is reused
 
 
 def test_parts_of_other_lists_are_not_taken_and_two_processes_do_not_make_one_file(tmp_path):
-    def make(some):
+    def make(some, done):
+        done(some.stop - some.start)
         return [[Recommended("i", "t", 1.0)]] * (some.stop - some.start)
 
-    path = tmp_path / "a.jsonl"
-
-    def stopped(some):
+    def stopped(some, done):
         if some.start:
             raise UserError("stopped")
-        return make(some)
+        return make(some, done)
 
-    names = [str(number) for number in range(5000)]
+    def rest(some, done):
+        assert some.start
+        return make(some, done)
+
+    path, names = tmp_path / "a[1].jsonl", [str(number) for number in range(lists_file.PART + 9)]
     with pytest.raises(UserError, match="stopped"):
         lists_file.write_lists(path, names, {"topk": 1}, stopped)
     (parts,) = tmp_path.iterdir()
-    assert [part.name for part in parts.iterdir()] == ["0000000000.parquet"]
+    assert [part.name for part in parts.glob("*/*")] == ["0000000000.parquet"]
     with held(parts), pytest.raises(UserError, match="another process is at work"):
-        lists_file.write_lists(path, names, {"topk": 1}, make)
+        lists_file.write_lists(path, names, {"topk": 2}, make)
     with pytest.raises(UserError, match="stopped"):
-        lists_file.write_lists(path, names[4096:], {"topk": 1}, lambda some: stopped(slice(1, 2)))
-    assert [*tmp_path.iterdir()] == [parts]
-
-    def rest(some):
-        assert some.start
-        return make(some)
-
-    assert lists_file.write_lists(path, names, {"topk": 1}, rest) == 5000
+        lists_file.write_lists(path, names[1:], {"topk": 1}, lambda *_: stopped(slice(1, 2), None))
+    assert len([*parts.iterdir()]) == 1
+    assert lists_file.write_lists(path, names, {"topk": 1}, rest) == len(names)
     assert [*tmp_path.iterdir()] == [path]
+    with pytest.raises(UserError, match="stopped"):
+        lists_file.write_lists(path, names[1:], {"topk": 1}, lambda *_: stopped(slice(1, 2), None))
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_lists_of_runs_that_differ_in_anything_that_decides_them_are_not_mixed(world, monkeypatch):
+    one, same = (Recommender.load(newest(world[0], "LCRec")) for _ in range(2))
+    assert one.identity() == same.identity() != Recommender.load(newest(world[0], "SASRec")).identity()
+    fewer = Recommender.load(newest(world[0], "LCRec"), num_beams=3)
+    assert fewer.identity() != one.identity() != Recommender.load(one.trained.folder, exclude_history=True).identity()
 
 
 def test_new_users_from_a_table_of_clicks(world, tmp_path, capsys):

@@ -4,7 +4,8 @@ Joins a run's model, language model or one of RecBole's, to ids and titles as pe
 the verb's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +13,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_ilrec.collaborative.reward_model import RewardModel, weighs_titles
+from recbole_ilrec import __version__
+from recbole_ilrec.collaborative.reward_model import RewardModel, reward_key, weighs_titles
 from recbole_ilrec.configuration.arguments import PLACES
+from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.sequences import as_rows
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.runs.names import Names
 from recbole_ilrec.runs.trained import Trained, best_state, load_trained
-from recbole_ilrec.runtime.checkpoint import fingerprint
+from recbole_ilrec.runtime.checkpoint import STATE
 from recbole_ilrec.schema import Ranking
 
 SCORED_AT_ONCE = 256
@@ -93,9 +96,20 @@ class Recommender:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What lists depend on beside histories: weights, the names of items, and the settings that may be changed."""
-        decode = self.trained.config.settings.decode.model_dump(mode="json")
-        return {"weights": fingerprint(self.trained.folder), "items": self.names.digest, "decode": decode}
+        """What lists depend on beside histories and ``topk``: weights and how they came about, data and settings."""
+        trained = self.trained
+        config, model = trained.config, trained.model
+        ranker = model.title_ranker if config.is_llm else None
+        rewarded = ranker is not None and weighs_titles(config.settings)
+        return {
+            "state": hashlib.sha256((trained.folder / STATE).read_bytes()).hexdigest(),
+            "data": data_key(config),
+            "names": self.names.digest,
+            "settings": config.settings.model_dump(mode="json"),
+            "gamma": None if ranker is None else ranker.gamma,
+            "reward model": reward_key(config, trained.data.train._dataset) if rewarded else None,
+            "version": __version__,
+        }
 
     @property
     def leaves_out_history(self) -> bool:
@@ -114,7 +128,7 @@ class Recommender:
         topk: int = 10,
         users: Sequence[str] | None = None,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: Callable[[int], Any] | bool | None = False,
     ) -> list[list[Recommended]]:
         """The best items after each history.
 
@@ -123,10 +137,39 @@ class Recommender:
             topk: length of the lists; they are shorter only where no more items are left.
             users: who they are, for models that learn a vector for each user.
             batch_size: users at once; by default the run's ``eval_batch_size``, 256 at most for RecBole's models.
-            progress: show a bar.
+            progress: show a bar; or what is told how many more users are done.
 
         Raises:
             UserError: an unknown item, an empty history, or a model that knows its own users only.
+        """
+        past, who = self.check(histories, topk=topk, users=users)
+        generates, own = self.trained.config.is_llm, self.trained.config["eval_batch_size"]
+        batch = batch_size or (own if generates else min(own, SCORED_AT_ONCE))
+        block = batch * (BATCHES_OF_A_BLOCK if generates else 1)
+        found: list[list[Recommended]] = []
+        with tqdm(total=len(past), desc="Recommend", disable=progress is not True, ncols=100, unit="user") as bar:
+            for low in range(0, len(past), block):
+                rows = slice(low, low + block)
+                pairs = pairs_of_histories(past[rows], self.trained.config["MAX_ITEM_LIST_LENGTH"], users=who[rows])
+                found += self._generated(pairs, topk, batch) if generates else self._scored(pairs, topk)
+                (progress if callable(progress) else bar.update)(len(pairs))
+        return found
+
+    def check(
+        self, histories: Sequence[Sequence[str]], *, topk: int = 10, users: Sequence[str] | None = None
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Refuse what :meth:`recommend` cannot answer, before anything is computed.
+
+        Args:
+            histories: as there.
+            topk: as there.
+            users: as there.
+
+        Returns:
+            internal ids of each history's items; ``[users]`` those of the users, 0 for somebody new.
+
+        Raises:
+            UserError: as there.
         """
         size = len(self.names.items) - 1
         if not 1 <= topk <= size:
@@ -136,17 +179,7 @@ class Recommender:
         past = [self.names.numbers(history) for history in histories]
         who = np.array([0] * len(past) if users is None else list(map(self.names.user_number, users)), dtype=np.int64)
         self.check_users(who, users)
-        generates, own = self.trained.config.is_llm, self.trained.config["eval_batch_size"]
-        batch = batch_size or (own if generates else min(own, SCORED_AT_ONCE))
-        block = batch * (BATCHES_OF_A_BLOCK if generates else 1)
-        found: list[list[Recommended]] = []
-        with tqdm(total=len(past), desc="Recommend", disable=not progress, ncols=100, unit="user") as bar:
-            for low in range(0, len(past), block):
-                rows = slice(low, low + block)
-                pairs = pairs_of_histories(past[rows], self.trained.config["MAX_ITEM_LIST_LENGTH"], users=who[rows])
-                found += self._generated(pairs, topk, batch) if generates else self._scored(pairs, topk)
-                bar.update(len(pairs))
-        return found
+        return past, who
 
     def check_users(self, numbers: np.ndarray, names: Sequence[str] | None = None) -> None:
         """Refuse new users where a model of RecBole that is asked for scores learns a vector for each of its own.

@@ -19,13 +19,13 @@ from recbole_ilrec.preparation.files import held
 if TYPE_CHECKING:
     from recbole_ilrec.runs.recommendation import Recommended
 
-    Lists = Sequence[Sequence[Recommended]]
+Make = Callable[[slice, Callable[[int], Any]], "Sequence[Sequence[Recommended]]"]
+"""``(which users, what to tell how many are done) -> their lists``."""
+PART = 1024
+"""Users of a part: what a killed call loses at most."""
 
-PART = 4096
-"""Users of a part."""
 
-
-def write_lists(path: Path, names: Sequence[str], what: Mapping[str, Any], make: Callable[[slice], "Lists"]) -> int:
+def write_lists(path: Path, names: Sequence[str], what: Mapping[str, Any], make: Make) -> int:
     """One row for each place of each user's list; the file is there whole or not at all.
 
     Args:
@@ -40,31 +40,34 @@ def write_lists(path: Path, names: Sequence[str], what: Mapping[str, Any], make:
     Raises:
         UserError: another process makes the same file.
     """
-    key = hashlib.sha256(json.dumps([what, list(names)], sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = _parts(path, key)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(folder):
-            count = _join(path, _made(folder, names, make), folder)
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()  # only when no part is in it
-        raise
-    for left in path.parent.glob(_parts(path, "*").name):
-        shutil.rmtree(left, ignore_errors=True)
+    key = hashlib.sha256(json.dumps([PART, what, list(names)], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    # One folder for all that was ever begun for this file: who holds it is alone, and takes all of it away in the end.
+    parts = path.with_name(f".{path.name}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    with held(parts):
+        try:
+            count = _join(path, _made(parts / key, names, make), parts)
+        except BaseException:
+            with suppress(OSError):
+                (parts / key).rmdir()  # only when no part is in it
+                parts.rmdir()
+            raise
+        shutil.rmtree(parts, ignore_errors=True)
     return count
 
 
-def _made(folder: Path, names: Sequence[str], make: Callable[[slice], "Lists"]) -> list[Path]:
+def _made(folder: Path, names: Sequence[str], make: Make) -> list[Path]:
     """All parts, those that are there already among them."""
+    folder.mkdir(exist_ok=True)
     files = []
     with tqdm(total=len(names), desc="Recommend", ncols=100, unit="user") as bar:
         for low in range(0, len(names), PART):
             some = slice(low, min(low + PART, len(names)))
             files.append(folder / f"{low:010d}.parquet")
-            if not files[-1].is_file():
-                _write_part(files[-1], names[some], make(some))
-            bar.update(some.stop - low)
+            if files[-1].is_file():
+                bar.update(some.stop - low)
+            else:
+                _write_part(files[-1], names[some], make(some, bar.update))
     return files
 
 
@@ -72,7 +75,7 @@ def _join(path: Path, parts: list[Path], folder: Path) -> int:
     """Write the file from its parts, never all of them in memory; returns the number of rows."""
     import polars
 
-    frame, whole = polars.scan_parquet(parts), folder / f"whole{path.suffix}"
+    frame, whole = polars.scan_parquet(parts, glob=False), folder / f"whole{path.suffix}"
     match path.suffix:
         case ".parquet":
             frame.sink_parquet(whole)
@@ -85,11 +88,7 @@ def _join(path: Path, parts: list[Path], folder: Path) -> int:
     return int(count)
 
 
-def _parts(path: Path, key: str) -> Path:
-    return path.with_name(f".{path.name}.parts-{key}")
-
-
-def _write_part(file: Path, names: Sequence[str], lists: "Lists") -> None:
+def _write_part(file: Path, names: Sequence[str], lists: "Sequence[Sequence[Recommended]]") -> None:
     import polars
 
     rows = [

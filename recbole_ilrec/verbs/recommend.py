@@ -1,7 +1,7 @@
 """``recbole-ilrec recommend RUN``: a trained model's lists for its users or new ones, on screen or as a file."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,10 +93,12 @@ def recommend(arguments: Arguments) -> int:
             "e.g. --out=lists.csv, or choose some with --users."
         )
     known = None if "history" in options else asked.names
+    recommender.check(asked.histories, topk=topk, users=known)  # before the first list is made, not after hours
 
-    def make(some: slice) -> "list[list[Recommended]]":
+    def make(some: slice, progress: Callable[[int], Any] | None = None) -> "list[list[Recommended]]":
         users = None if known is None else known[some]
-        return recommender.recommend(asked.histories[some], topk=topk, users=users, batch_size=batch_size)
+        how: dict[str, Any] = {"topk": topk, "users": users, "batch_size": batch_size, "progress": progress}
+        return recommender.recommend(asked.histories[some], **how)
 
     if out is None:
         sys.stdout.write(_shown(recommender, asked, make(slice(None))))
