@@ -142,14 +142,12 @@ def _dispatch(argv: list[str]) -> int:
 
 def run(arguments: Arguments) -> int:
     """The verb ``run``."""
-    if arguments.words:
-        raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --model=ILRec.")
+    files = arguments.config_files()
     result_file = arguments.take("result_file")
     target = Path(result_file) if result_file is not None else None
     if target is not None:
         check_result_file(target)
     show = arguments.take("print_config")
-    files = str(arguments.take("config_files", "")).replace(",", " ").split()
     from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()

@@ -30,6 +30,16 @@ class Arguments:
         """The value of an option, which is then no longer among :attr:`options`."""
         return self.options.pop(key, default)
 
+    def config_files(self) -> list[str]:
+        """The settings files of a run that is described by options alone.
+
+        Raises:
+            UserError: a word stands among them.
+        """
+        if self.words:
+            raise UserError(f"'{self.words[0]}' is no option: write --key=value, e.g. --model=ILRec.")
+        return str(self.take("config_files", "")).replace(",", " ").split()
+
     def of_one_run(self, verb: str, known: Sequence[str]) -> str:
         """The run that a verb is asked about.
 

@@ -1,7 +1,5 @@
 """Ids and titles of a data set's items, its users and what they did: between people and internal numbers."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +28,6 @@ class Names:
         self.titles: list[str] = self.items
         if (Path(dataset.dataset_path) / f"{dataset.dataset_name}.item").is_file():
             self.titles = ["", *item_titles(dataset.item_texts[1:], self.items[1:])[0]]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the ids and titles of all items, in order."""
-        return hashlib.sha256(json.dumps([self.items, self.titles]).encode()).hexdigest()
 
     @property
     def users(self) -> list[str]:

@@ -104,7 +104,6 @@ class Recommender:
         return {
             "state": hashlib.sha256((trained.folder / STATE).read_bytes()).hexdigest(),
             "data": data_key(config),
-            "names": self.names.digest,
             "settings": config.settings.model_dump(mode="json"),
             "gamma": None if ranker is None else ranker.gamma,
             "reward model": reward_key(config, trained.data.train._dataset) if rewarded else None,

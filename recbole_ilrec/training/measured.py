@@ -22,19 +22,13 @@ FEW_USERS = 8
 
 
 class Clock(TrainerCallback):
-    """Ends a training after so many seconds; the first step, which is slower than the others, does not count.
-
-    Attributes:
-        steps: of the whole training.
-    """
+    """Ends a training after so many seconds; the first step, which is slower than the others, does not count."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self.steps = 0
         self._ends: list[float] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.steps = state.max_steps
         self._ends = [time.perf_counter()]
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from recbole_ilrec.configuration.arguments import Arguments
-from recbole_ilrec.errors import UserError
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 
 NEEDS_ATTENTION = 1
@@ -26,12 +25,10 @@ Every setting of run is allowed. Exit status: 0 nothing is wrong (notes allowed)
 
 def doctor(arguments: Arguments) -> int:
     """The verb ``doctor``."""
-    if arguments.words:
-        raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --dataset=ml-100k.")
+    files = arguments.config_files()
     target = arguments.take("json")
     if target is not None:
         check_result_file(Path(target), "json")
-    files = str(arguments.take("config_files", "")).replace(",", " ").split()
     from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()

@@ -29,8 +29,7 @@ MEASURE = 10.0
 
 def estimate(arguments: Arguments) -> int:
     """The verb ``estimate``."""
-    if arguments.words:
-        raise UserError(f"'{arguments.words[0]}' is no option: write --key=value, e.g. --model=ILRec.")
+    files = arguments.config_files()
     target, measure = arguments.take("json"), arguments.take("measure", MEASURE)
     if isinstance(measure, bool) or not isinstance(measure, int | float) or not 0 <= measure < math.inf:
         raise UserError(f"--measure={measure} is no time: give seconds, e.g. --measure=10.")
@@ -39,7 +38,6 @@ def estimate(arguments: Arguments) -> int:
             raise UserError(f"--{key} is of run: estimate prints what it finds, and --json=PATH keeps it.")
     if target is not None:
         check_result_file(Path(target), "json")
-    files = str(arguments.take("config_files", "")).replace(",", " ").split()
     from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()
