@@ -121,6 +121,11 @@ def test_item_texts_are_read_as_they_stand(root):
         assert text == {"title": f'"No. {token[1:]} NA'}
 
 
+def test_item_texts_are_read_once_for_all_parts(root):
+    data = build_data(config_for(root))
+    assert data.train.dataset.item_texts is data.dataset.item_texts is data.test.dataset.item_texts
+
+
 def test_counts_include_the_padding_as_in_table_3(root):
     dataset = SequenceDataset(config_for(root))
     assert dataset.user_num == 41 and "41 users" in dataset.statistics()

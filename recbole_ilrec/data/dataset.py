@@ -28,6 +28,7 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.candidates import CANDIDATES, draw_lists, published_rows
 from recbole_ilrec.data.interaction_file import orders_users, read_interactions, time_ranks
+from recbole_ilrec.data.item_texts import texts_by_id
 from recbole_ilrec.data.sequences import Rows, Sequences
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.candidate_lists import SUFFIX, CandidateRow, read_candidates
@@ -58,6 +59,7 @@ class SequenceDataset(SequentialDataset):
             super()._load_data(token, dataset_path)
 
     def _data_processing(self) -> None:
+        self._texts: list[dict[str, str]] = []  # read once: RecBole's copies for the parts share this list
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             super()._data_processing()
@@ -208,19 +210,13 @@ class SequenceDataset(SequentialDataset):
             columns[list_field] = column
         return columns
 
-    @cached_property
+    @property
     def item_texts(self) -> list[dict[str, str]]:
         """Field -> raw text of each item by internal id, as in the ``.item`` file; entry 0 (``[PAD]``) is empty."""
-        from recbole_ilrec.preparation.atomic import read_items
-
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        texts = read_items(path, item_field=self.iid_field) if path.is_file() else {}
-        tokens = self.field2id_token[self.iid_field][1:].tolist()
-        missing = [token for token in tokens if not any(texts.get(token, {}).values())]
-        if missing:
-            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            logger.warning("%d of %d items have no text in %s: %s.", len(missing), len(tokens), path, some)
-        return [{}, *(texts.get(token, {}) for token in tokens)]
+        if not self._texts:
+            self._texts += texts_by_id(path, self.iid_field, self.field2id_token[self.iid_field][1:].tolist())
+        return self._texts
 
     def statistics(self) -> str:
         """One line of counts as RecBole gives them: ``[PAD]`` is one user and one item (the paper's Table 3)."""

@@ -105,6 +105,11 @@ def seconds_before(stages: Mapping[str, Mapping[str, Any]]) -> float:
     return sum(entry.get("earlier", {}).get("wall_seconds", 0.0) for entry in stages.values())
 
 
+def gigabytes(mebibytes: float) -> float:
+    """Memory as people read it (1 GB = 10^9 bytes) of what records hold (MiB)."""
+    return mebibytes * 2**20 / 1e9
+
+
 def _add(entry: dict[str, Any], numbers: Mapping[str, float]) -> None:
     for key, value in numbers.items():
         entry[key] = round(entry.get(key, 0) + value, 2)

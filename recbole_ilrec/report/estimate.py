@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from recbole_ilrec.report.costs import gigabytes
+
 ONCE = "once"
 """Unit of what is done once in a run."""
 TEXTS = (0, 2, 4)
@@ -105,16 +107,12 @@ def _lines(estimate: Estimate) -> Iterator[str]:
     most = "at most " if estimate.stops_early else ""
     yield ""
     yield f"together: {most}{duration(estimate.seconds)}"
-    memory = f"memory: {_gb(estimate.memory_mb):.1f} GB"
+    memory = f"memory: {gigabytes(estimate.memory_mb):.1f} GB"
     if estimate.gpu_memory_mb is not None:
-        memory += f", of the GPU {_gb(estimate.gpu_memory_mb):.1f} GB"
+        memory += f", of the GPU {gigabytes(estimate.gpu_memory_mb):.1f} GB"
     if estimate.disk_mb is not None:
-        memory += f"; checkpoints: up to {_gb(estimate.disk_mb):.2f} GB"
+        memory += f"; checkpoints: up to {gigabytes(estimate.disk_mb):.2f} GB"
     yield memory
-
-
-def _gb(mebibytes: float) -> float:
-    return mebibytes * 2**20 / 1e9
 
 
 def _table(parts: Sequence[Part]) -> Iterator[str]:

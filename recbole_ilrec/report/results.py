@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.costs import gigabytes
 
 BLOCK = "results"
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
@@ -42,7 +43,7 @@ def _cells(record: Mapping[str, Any]) -> Iterable[str]:
     yield from (f"{test[name]:.4f}" for name in METRICS)
     yield str(record["seed"])
     yield f"{record['cpu_seconds'] / 60:.1f}"
-    yield f"{record['peak_memory_mb'] / 1000:.1f} GB"
+    yield f"{gigabytes(record['peak_memory_mb']):.1f} GB"
     yield (record["commit"] or "-")[:7]
     yield f"`{_typed(record['command'])}`"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_ilrec.report.costs import SECONDS, seconds_before, total
+from recbole_ilrec.report.costs import SECONDS, gigabytes, seconds_before, total
 from recbole_ilrec.report.statistics import mean_and_deviation
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
@@ -238,13 +238,14 @@ def costs_table(runs: Sequence[Run]) -> Table:
         record, stages = run.record, run.record.get("stages", {})
         wall = record["wall_seconds"] + seconds_before(stages)
         before = sum(entry.get("earlier", {}).get("cpu_seconds", 0.0) for entry in stages.values())
+        gpu, trained = record.get("peak_gpu_memory_mb"), record.get("parameters")
         numbers: list[tuple[float | None, int]] = [
             (wall / 60, 1),
             ((record["cpu_seconds"] + before) / 60, 1),
             (total(stages, "epochs") if stages else None, 1),
-            (record["peak_memory_mb"] / 1000, 2),
-            (_divided(record.get("peak_gpu_memory_mb"), 1000), 2),
-            (_divided(record.get("parameters"), 1e6), 3),
+            (gigabytes(record["peak_memory_mb"]), 2),
+            (gpu and gigabytes(gpu), 2),
+            (trained and trained / 1e6, 3),
         ]
         cells = [Cell(text="-") if n is None else Cell((n,), n, digits=digits) for n, digits in numbers]
         lines.append(Line(run.name, (*cells, Cell(text=str(record.get("threads", "-"))))))
@@ -254,10 +255,6 @@ def costs_table(runs: Sequence[Run]) -> Table:
         "memory of its process, parameters trained."
     )
     return Table("costs", caption, (head,), (("", tuple(lines)),))
-
-
-def _divided(value: float | None, by: float) -> float | None:
-    return None if value is None else value / by
 
 
 def stages_table(record: Mapping[str, Any]) -> Table | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.costs import gigabytes
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def dry_run(outcomes: Mapping[Any, Outcome], experiments: Experiments) -> str:
                 unknown += 1
             else:
                 known.append(estimate.seconds)
-                state = f"about {estimate.seconds / 60:.1f} min, {(estimate.memory_mb or 0) / 1000:.1f} GB"
+                state = f"about {estimate.seconds / 60:.1f} min, {gigabytes(estimate.memory_mb or 0):.1f} GB"
         lines.append(f"{run}: {state}")
     for error, runs in failures(outcomes).items():
         lines.append(f"{_some(runs)} will fail: {error}")

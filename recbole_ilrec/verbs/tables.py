@@ -11,7 +11,7 @@ from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.recbole_values import metric_names
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.costs import total
+from recbole_ilrec.report.costs import gigabytes, total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
 from recbole_ilrec.report.runs import (
     COUNTS,
@@ -185,7 +185,7 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
     if metric == "samples":
         return total(stages, "sampling_passes")
     if metric == "memory":
-        return record["peak_memory_mb"] / 1000
+        return gigabytes(record["peak_memory_mb"])
     if metric == "parameters":
         return record["parameters"] / 1e6
     return unrounded(metric, record)
