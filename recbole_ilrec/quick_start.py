@@ -14,12 +14,12 @@ from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
 from recbole_ilrec.configuration.config import Config, MissingDataset
-from recbole_ilrec.configuration.outcome import run_key
+from recbole_ilrec.configuration.outcome import keys_of
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
 from recbole_ilrec.report.costs import ledger, spent_on
-from recbole_ilrec.report.record import Stopwatch, append_record, machine
+from recbole_ilrec.report.record import Stopwatch, append_record, commit, machine
 from recbole_ilrec.runs.certificate import evaluation_certificate
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.allocator import keep_freed_memory
@@ -175,8 +175,9 @@ def _check_places(config: Config, saved: bool) -> None:
 
 
 def _place(config: Config) -> None:
-    """Give the run its key, and with ``resume_from_checkpoint=auto`` the folder of an earlier run that has the same."""
-    config.run_key = run_key(config)
+    """Give the run its keys, and with ``resume_from_checkpoint=auto`` the folder of an earlier run with the same."""
+    config.keys = keys_of(config)
+    commit()  # asked now and kept for the record: the code may change on the disk while the run works
     if config["resume_from_checkpoint"] == AUTO:
         found = processes.agreed(str(newest_run(config) or ""))
         config["resume_from_checkpoint"] = found or None

@@ -318,10 +318,24 @@ def test_a_given_reward_model_is_judged_by_the_data_settings_it_was_trained_with
         assert findings["split", "reward model"].level is level
     path = world / "dataset/ring/ring.inter"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")  # the hold-out is another one now
-    config = Config("ILRec", "ring", None, {**QUICK, "reward_checkpoint": str(folder)})
+    for changes in ({}, {"MAX_ITEM_LIST_LENGTH": 4}):
+        config = Config("ILRec", "ring", None, {**QUICK, "reward_checkpoint": str(folder), **changes})
+        data = build_data(config)
+        findings = by_name(diagnose(config, data, config.model_class(config, data.train._dataset)))
+        assert findings["split", "reward model"].level is Level.ATTENTION
+        assert "another file of interactions" in findings["split", "reward model"].text
+
+
+def test_a_filter_that_a_given_reward_model_did_not_have_keeps_no_row_from_it(world):
+    small = {"hidden_size": 16, "inner_size": 32, "epochs": 1, "device": "cpu", "show_progress": False}
+    run_recbole_ilrec("SASRec", "ring", config_dict=small)
+    (folder,) = (world / "saved").glob("SASRec-*")
+    times = [float(line.split("\t")[2]) for line in (world / "dataset/ring/ring.inter").read_text().splitlines()[1:]]
+    shorter = {"val_interval": {"timestamp": f"[0,{max(times) - 2}]"}}
+    config = Config("ILRec", "ring", None, {**QUICK, "reward_checkpoint": str(folder), **shorter})
     data = build_data(config)
-    findings = by_name(diagnose(config, data, config.model_class(config, data.train._dataset)))
-    assert findings["split", "reward model"].level is Level.ATTENTION
+    finding = by_name(diagnose(config, data, config.model_class(config, data.train._dataset)))["split", "reward model"]
+    assert finding.level is Level.ATTENTION and finding.numbers["rows"] > 0
 
 
 @pytest.mark.parametrize(

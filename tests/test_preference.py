@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from recbole_ilrec.chance import keys_of_rows
+from recbole_ilrec.checks.finding import Level
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective import preference as preference_objective
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs.diagnosis import diagnose
 from recbole_ilrec.runs.stages import preference_config
 from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.resumption import checkpoints
@@ -174,6 +177,19 @@ def test_a_given_supervised_run_is_started_from(ring):
         run("DPO", **{"preference.checkpoint": str(ring), **given})
     with pytest.raises(UserError, match="another model"):
         run("DPO", **{"preference.checkpoint": str(only_run(ring, "DPO")), **given})
+
+
+def test_a_supervised_run_on_other_data_is_refused_and_seen_by_the_doctor(ring):
+    run("LCRec", **SHORT)
+    given = {"preference.checkpoint": str(only_run(ring, "LCRec"))}
+    path = ring / "dataset/ring/ring.inter"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")  # its last row was trained on
+    with pytest.raises(UserError, match="was trained on other data: another file"):
+        run("DPO", **SHORT, **given)
+    config = Config("DPO", "ring", config_dict={**QUICK, **SHORT, **given})
+    data = build_data(config)
+    findings = diagnose(config, data, config.model_class(config, data.train._dataset))
+    assert [found.level for found in findings if found.name == "supervised checkpoint"] == [Level.ATTENTION]
 
 
 def test_a_supervised_run_under_other_identifiers_is_refused_though_all_shapes_are_equal(ring):

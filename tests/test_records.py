@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 pytest.importorskip("recbole")
 
-from recbole_ilrec import __version__, run_recbole_ilrec
+from recbole_ilrec import __version__, quick_start, run_recbole_ilrec
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import from_anywhere, request_of, run_key
+from recbole_ilrec.configuration.outcome import from_anywhere, keys_of, request_of, run_key
 from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
@@ -59,6 +59,22 @@ def test_metrics_follow_from_the_kept_ranks_for_every_model(ring, model, setting
     assert about["valid"]["policies"]["expected"] == record["result"]["best_valid_result"]
     assert record["stages"]["supervised"]["epochs"] == 2 and record["parameters"] > 0
     assert about["run"] == run_key(Config(model, "ring", config_dict=settings))
+
+
+def test_a_record_names_the_data_that_were_read_whatever_happens_to_the_files_meanwhile(ring, monkeypatch):
+    path, work = ring / "dataset/ring/ring.inter", quick_start._train_and_evaluate
+    before = keys_of(Config("SASRec", "ring", config_dict=CLASSICAL))
+
+    def meanwhile(*arguments):
+        path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+        return work(*arguments)
+
+    monkeypatch.setattr(quick_start, "_train_and_evaluate", meanwhile)
+    record = record_of(run_recbole_ilrec("SASRec", "ring", config_dict={**CLASSICAL, "state": "WARNING"}))
+    about = record["evaluation"]
+    assert (about["data"], about["run"]) == (before.data, before.run)
+    assert read_ranks(ranks_file(ring / record["folder"], "test"))[2]["data"] == before.data
+    assert keys_of(Config("SASRec", "ring", config_dict=CLASSICAL)).data != before.data
 
 
 def test_the_command_of_a_record_can_be_given_to_a_shell_again(monkeypatch):

@@ -199,7 +199,7 @@ def training_settings(config: Config) -> Config | None:
     own = reward_config(config, {})
     choosing = [key for key in _SELECTING if key not in ("seed", "reproducibility", "load_col", "unload_col")]
     for key in choosing:
-        if key in given and given[key] is not None:
+        if key in given:  # unset there is a difference too: a filter of this run then keeps rows from it
             own[key] = given[key]
     return own if any(own[key] != config[key] for key in choosing) else None
 

@@ -27,6 +27,7 @@ from recbole_ilrec.configuration.lookup import (
 )
 from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
+from recbole_ilrec.configuration.run_keys import RunKeys
 from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.runtime.device import choose_device
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings, flat_sections
@@ -65,7 +66,7 @@ class Config(RecBoleConfig):
         origin: setting -> the file it came from, or ``"config_dict or command line"``.
         settings: the typed settings.
         is_llm: whether the model is a language model of this package.
-        run_key: what tells this run from others in ``checkpoint_dir``, set when its data are known.
+        keys: what the run is made of, set when its data are read.
 
     Raises:
         UserError: an unknown name, a bad value, a missing file.
@@ -108,7 +109,7 @@ class Config(RecBoleConfig):
             self.final_config_dict["cache_dir"] = str(Path(str(self.final_config_dict["checkpoint_dir"])) / "cache")
 
     parameters: dict[str, list[str]]
-    run_key: str | None = None
+    keys: RunKeys | None = None
 
     # ---- layers
 

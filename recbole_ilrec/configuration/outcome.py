@@ -17,6 +17,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import place_of
 from recbole_ilrec.configuration.presets import preset
+from recbole_ilrec.configuration.run_keys import RunKeys
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.candidate_lists import SUFFIX as LISTS
 from recbole_ilrec.registry import is_place, own_class
@@ -78,8 +79,15 @@ def supervised_key(config: Config) -> str | None:
     return _key([config.dataset, *supervised_settings(config)])
 
 
+def keys_of(config: Config) -> RunKeys:
+    """What a run is made of now."""
+    return RunKeys(data_key(config), interactions_key(config), settings_key(config), run_key(config), code_key())
+
+
 def data_key(config: Config) -> str:
     """SHA-256 over the data files and the settings that select from them: names what is learned from this data."""
+    if config.keys is not None:
+        return config.keys.data
     digest = hashlib.sha256()
     parts = [f".{part}.inter" for part in config["benchmark_filename"] or ()]
     for suffix in (".inter", ".item", LISTS, *parts):
@@ -95,6 +103,8 @@ def data_key(config: Config) -> str:
 
 def interactions_key(config: Config) -> str | None:
     """SHA-256 of the file of interactions; ``None`` where the parts of the split are files of their own."""
+    if config.keys is not None:
+        return config.keys.interactions
     path = Path(config["data_path"]) / f"{config['dataset']}.inter"
     return _file_hash(path) if path.is_file() else None
 

@@ -46,7 +46,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "commit": _commit(),
+        "commit": commit(),
         "command": f"{_program()} {shlex.join(sys.argv[1:])}".rstrip(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -109,8 +109,8 @@ def _program() -> str:
 
 
 @cache
-def _commit() -> str | None:
-    """Commit of the checkout this package is imported from, with ``+`` when it has local changes."""
+def commit() -> str | None:
+    """Commit of the checkout this package is imported from, with ``+`` when it has local changes; when first asked."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import code_key, data_key, run_key, settings_key
+from recbole_ilrec.configuration.outcome import keys_of
 from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.evaluation.topk import MISSING
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
@@ -45,7 +45,7 @@ def evaluation_certificate(
         RuntimeError: not every user of a split was evaluated exactly once, or the numbers of the result are not those
             of the places that were kept.
     """
-    folder = Path(made["folder"])
+    folder, keys = Path(made["folder"]), config.keys or keys_of(config)
     splits = {}
     evaluated = {"valid": data.valid, **({"test": data.test} if config["eval_test"] else {})}
     for split, loader in evaluated.items():
@@ -65,10 +65,10 @@ def evaluation_certificate(
         "candidates": candidates,
         "lists": made["lists"],
         "tie_rule": GENERATED if config.is_llm else SCORED,
-        "data": data_key(config),
-        "settings": settings_key(config),
-        "run": run_key(config),
-        "code": code_key(),
+        "data": keys.data,
+        "settings": keys.settings,
+        "run": keys.run,
+        "code": keys.code,
         "weights": fingerprint(folder / WEIGHTS) if (folder / WEIGHTS).is_dir() else None,
     }
 

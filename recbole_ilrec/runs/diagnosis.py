@@ -21,9 +21,11 @@ from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.data.dataset import Data, SequenceDataset, build_data
 from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles
 from recbole_ilrec.models.item_index import index_file
+from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.known import known_dataset
 from recbole_ilrec.preparation.pipeline import tie_rule
 from recbole_ilrec.prompt.encode import PromptEncoder
+from recbole_ilrec.training.best_weights import given_weights, on_same_data
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +115,27 @@ def training_findings(config: Config, data: Data, model: Any) -> list[Finding]:
         findings.append(_reward_finding(config, data))
     if config.settings.paradigm == "lcrec":
         findings.append(_index_finding(config, file, learned_from_clicks))
+    if config.settings.objective in PREFERENCES and (given := given_weights(config)):
+        findings.append(_given_finding(config, given))
     return findings
+
+
+def _given_finding(config: Config, folder: Path) -> Finding:
+    same = on_same_data(config, folder)
+    level = {True: Level.OK, False: Level.ATTENTION, None: Level.NOTE}[same]
+    text = {
+        True: "was trained on the training rows of this run and no others",
+        False: "was trained on other data than this run's: held-out items may have been in them; a run refuses it",
+        None: "does not say what it was trained on: whether held-out items were in it cannot be seen",
+    }[same]
+    return Finding("split", "supervised checkpoint", level, f"{folder} {text}")
 
 
 def _reward_finding(config: Config, data: Data) -> Finding:
     name = config.settings.reward.model
     differing = training_settings(config)
     elsewhere = trained_elsewhere(config)
-    if differing is None and elsewhere is not False:
+    if elsewhere is not False:
         told = "was trained on another file of interactions" if elsewhere else "does not say what it was trained on"
         text = f"reward_checkpoint of {name} {told}: whether held-out items were in it cannot be seen"
         return Finding("split", "reward model", Level.ATTENTION if elsewhere else Level.NOTE, text)

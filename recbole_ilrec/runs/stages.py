@@ -30,13 +30,14 @@ from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
 from recbole_ilrec.runs.result_file import GAMMA, RESULT
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import STATE, fingerprint
+from recbole_ilrec.runtime.checkpoint import fingerprint
 from recbole_ilrec.runtime.interrupts import Interrupted
 from recbole_ilrec.runtime.resumption import BEST, checkpoints
 from recbole_ilrec.runtime.run_folder import at_work, new_folder
 from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import Settings
+from recbole_ilrec.training.best_weights import given_weights, require_same_data
 from recbole_ilrec.training.gamma_choice import ChosenGamma, choose_gamma
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
@@ -184,11 +185,10 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
     Raises:
         UserError: ``preference.checkpoint`` is no checkpoint of such a run, or of other data or settings.
     """
-    given = config.settings.preference.checkpoint
-    if given:
-        folder = Path(given)
-        best = folder / BEST if (folder / BEST / STATE).is_file() else folder
-        GenerativeTrainer(supervised_config(config), model, folder).load_best(best)
+    best = given_weights(config)
+    if best is not None:
+        require_same_data(config, best)
+        GenerativeTrainer(supervised_config(config), model, best.parent).load_best(best)
         return best
     folder = _folder(config, model, data.train._dataset, "supervised", [])
     with _turn(folder):

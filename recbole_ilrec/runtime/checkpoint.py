@@ -91,6 +91,15 @@ def check_kind(folder: str | os.PathLike[str], kind: str) -> None:
     _state(Path(folder) / STATE, kind)
 
 
+def plain_entry(folder: str | os.PathLike[str], name: str) -> Any:
+    """What :func:`save_state` was given under ``name``, if there is no tensor in it; ``None`` where it was not given.
+
+    Raises:
+        UserError: no checkpoint.
+    """
+    return _decode(_state(Path(folder) / STATE, None)["content"].get(name), {})
+
+
 def fingerprint(folder: str | os.PathLike[str]) -> str:
     """SHA-256 of a checkpoint's tensors, as its state tells it; nothing is loaded.
 

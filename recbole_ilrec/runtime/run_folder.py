@@ -36,10 +36,10 @@ def new_folder(config: Any) -> Path:
 
 def mark(folder: Path, config: Any) -> None:
     """Leave in a run's folder by what :func:`newest_run` knows it again."""
-    if config.run_key is not None:
+    if config.keys is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(folder / MARK) as stream:
-            json.dump({"run": config.run_key, "model": config["model"], "dataset": config["dataset"]}, stream)
+            json.dump({"run": config.keys.run, "model": config["model"], "dataset": config["dataset"]}, stream)
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def newest_run(config: Any) -> Path | None:
     found: list[tuple[float, Path]] = []
     for folder in Path(str(config["checkpoint_dir"])).glob(f"{name}*"):
         states = [*folder.glob(f"checkpoint-*/{LOOP_STATE}"), *folder.glob(f"last/{STATE}")]
-        if states and _key_of(folder) == config.run_key:
+        if states and _key_of(folder) == config.keys.run:
             found.append((max(state.stat().st_mtime for state in states), folder))
     return max(found)[1] if found else None
 

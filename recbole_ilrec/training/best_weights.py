@@ -7,11 +7,11 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_ilrec.configuration.outcome import from_anywhere, request_of
+from recbole_ilrec.configuration.outcome import data_key, from_anywhere, request_of
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import load_state, save_state
+from recbole_ilrec.runtime.checkpoint import STATE, load_state, plain_entry, save_state
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.shards import gathered
 from recbole_ilrec.runtime.weights import load_weights, weights
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW = "window"
 """In what is kept: items of a history that the model reads."""
+DATA = "data"
+"""In what is kept: names the data that the model was trained on."""
 
 
 def save_best(
@@ -43,6 +45,7 @@ def save_best(
         BASE: model.frozen_key,
         IDENTIFIERS: model.catalog.digest,
         WINDOW: config["MAX_ITEM_LIST_LENGTH"],
+        DATA: data_key(config),
         "settings": from_anywhere(config.settings).model_dump(mode="json"),
         "request": request_of(config),
         "valid_score": score,
@@ -50,6 +53,38 @@ def save_best(
     }
     save_state(run_folder / BEST, content, kind=config["model"])
     logger.info("%s: %s", set_color("Saving current", "blue"), run_folder / BEST)
+
+
+def given_weights(config: Any) -> Path | None:
+    """The weights that ``preference.checkpoint`` names, of a run or their own folder; ``None`` where it names none."""
+    given = config.settings.preference.checkpoint
+    if not given:
+        return None
+    folder = Path(given)
+    return folder / BEST if (folder / BEST / STATE).is_file() else folder
+
+
+def on_same_data(config: Any, folder: Path) -> bool | None:
+    """Whether the weights kept in ``folder`` were trained on this run's data; ``None``: older versions did not say.
+
+    Raises:
+        UserError: no checkpoint.
+    """
+    data = plain_entry(folder, DATA)
+    return None if data is None else data == data_key(config)
+
+
+def require_same_data(config: Any, folder: Path) -> None:
+    """Refuse weights that were trained on other data.
+
+    Raises:
+        UserError: they were.
+    """
+    if on_same_data(config, folder) is False:
+        raise UserError(
+            f"{folder} was trained on other data: another file of interactions or texts, or other settings that select "
+            "from them, so what is to be tested may have been in it. Give a run on the same data, or none to train one."
+        )
 
 
 def load_best(config: Any, model: GenerativeRecommender, folder: Path) -> None:
