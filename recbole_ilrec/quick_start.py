@@ -14,7 +14,7 @@ from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
 from recbole_ilrec.configuration.config import Config, MissingDataset
-from recbole_ilrec.configuration.outcome import keys_of
+from recbole_ilrec.configuration.outcome import keys_of, settings_of_record
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
@@ -149,7 +149,7 @@ def _record(config: Config, result: Mapping[str, Any], about: Mapping[str, Any])
         "device": str(config["device"]),
         "threads": torch.get_num_threads(),
         "result": {key: value for key, value in result.items() if key != "record"},
-        "settings": config.settings.model_dump(mode="json", by_alias=True) if config.is_llm else None,
+        "settings": settings_of_record(config),
         "config": config.as_dict(),
         **about,
         "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if config["use_gpu"] else None,

@@ -230,6 +230,7 @@ def test_bad_comparisons_end_with_one_line(runs, capsys):
     write_ranks(runs / "filtered", [1], [1], {"dataset": "ring", "data": "0123456789"})
     write_ranks(runs / "valid", [1], [1], {"dataset": "ring", "split": "valid"})
     write_ranks(runs / "whole", [1], [1], {"dataset": "ring", "data": "abcdefghij"})
+    write_ranks(runs / "short", np.arange(1, 31), np.ones(30), {"dataset": "ring", "list_length": 10})
     for argv, told in (
         (["A"], "two runs"),
         (["A", "nowhere"], "does not exist"),
@@ -241,6 +242,7 @@ def test_bad_comparisons_end_with_one_line(runs, capsys):
         (["A", "filtered"], "The data of ring are not those of the runs"),
         (["strangers", "strangers"], "no test row"),
         (["silent", "silent"], "--dataset is missing"),
+        (["A", "short", "--topk=[5,11]"], "topk=11: short (B) ranked 10 items for each user"),
         (["A", "B", "--topk=0"], "whole numbers from 1 on"),
         (["A", "B", "--examples=-1"], "whole number from 0 on"),
         (["A", "B", "--alhpa=1"], "Unknown setting 'alhpa'"),

@@ -160,6 +160,12 @@ def test_only_numbers_made_under_the_same_conditions_are_marked_against_each_oth
     assert "made by an earlier version" in conditions({"model": "A"})
 
 
+def test_runs_without_a_language_model_differ_by_their_typed_settings_too():
+    runs = runs_of(*(record("Transitions", settings={"transitions": {"decay": decay}}) for decay in (0.3, 0.9)))
+    labels = [line.label for line in results_tables(runs)[0].blocks[0][1]]
+    assert labels == ["Transitions, transitions.decay=0.3", "Transitions, transitions.decay=0.9"]
+
+
 def test_lines_of_a_model_are_named_by_the_settings_that_differ():
     other = record(settings={"ilrec": {"alpha": 0.5}})
     (table,) = results_tables(runs_of(record(), other))

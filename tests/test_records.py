@@ -187,6 +187,51 @@ def test_a_user_who_was_left_out_is_an_error_and_not_a_number(ring, monkeypatch)
         run_recbole_ilrec("SASRec", "ring", config_dict={**CLASSICAL, "epochs": 1, "state": "WARNING"})
 
 
+def test_users_who_were_evaluated_twice_in_place_of_others_are_an_error(ring, monkeypatch):
+    kept = certificate.read_ranks
+
+    def first_again(path):
+        user, places, about = kept(path)
+        return user[[*range(len(user) - 1), 0]], places, about
+
+    monkeypatch.setattr(certificate, "read_ranks", first_again)
+    with pytest.raises(RuntimeError, match="of the valid part were evaluated more than once"):
+        run_recbole_ilrec("SASRec", "ring", config_dict={**CLASSICAL, "epochs": 1, "state": "WARNING"})
+
+
+def test_among_drawn_items_too_a_record_says_who_was_evaluated(ring):
+    drawn = {**CLASSICAL, "eval_args": {"mode": "uni10"}, "topk": [5], "valid_metric": "NDCG@5", "state": "WARNING"}
+    record = record_of(run_recbole_ilrec("SASRec", "ring", config_dict=drawn))
+    about = record["evaluation"]
+    assert about["candidates"] == {"valid": "uni10", "test": "uni10"}
+    for split, result in (("valid", "best_valid_result"), ("test", "test_result")):
+        assert about[split]["rows_evaluated"] == about[split]["users_evaluated"] == 60
+        assert about[split]["policies"]["expected"] == pytest.approx(record["result"][result], abs=2e-4)
+        _, places, _ = read_ranks(ranks_file(ring / record["folder"], split))
+        assert places.before.max() <= 10
+    assert record["settings"]["decode"] == {"exclude_history": False}
+
+
+def test_what_another_run_kept_is_counted_once_and_by_every_run(ring):
+    (ring / "dataset/ring/ring.index.json").unlink()
+    learned = {"index.embedding": "cf", "index.levels": 2, "index.codebook_size": 8, "index.epochs": 1}
+    given = {**SHORT, **learned, "preference.epochs": 1, "reward.config": {"epochs": 1, "hidden_size": 16}}
+    first = record_of(run_recbole_ilrec("ILRec", "ring", config_dict=given))
+    assert seconds_before(first["stages"]) == 0, "all of it is this run's own work, the reward model too"
+    again = record_of(run_recbole_ilrec("ILRec", "ring", config_dict={**given, "alpha": 0.5}))
+    trained = first["stages"][f"identifiers/{REWARD}"]
+    earlier = again["stages"][f"identifiers/{REWARD}"]["earlier"]
+    assert 0 < earlier["wall_seconds"] <= trained["wall_seconds"]
+    assert "earlier" not in again["stages"].get(REWARD, {}), "counted where it is first asked for"
+    assert again["stages"]["identifiers"]["earlier"]["wall_seconds"] > 0
+    rose, other = (
+        record_of(run_recbole_ilrec("RosePO", "ring", config_dict={**given, **own}))
+        for own in ({}, {"preference.beta": 0.5})
+    )
+    assert "earlier" not in rose["stages"]["sampling"]
+    assert other["stages"]["sampling"]["earlier"]["wall_seconds"] > 0
+
+
 def test_beams_that_are_no_items_or_twice_the_same_are_counted():
     leaf = torch.tensor([[3, 1, 2, 0], [2, 2, 5, -1]])
     quality = list_quality(Ranking(leaf=leaf, score=torch.zeros(2, 4)), 3)

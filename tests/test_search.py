@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.space import Around, OneOf, Phase, Range, first_of, read_range_file, read_space
 from recbole_ilrec.verbs import experiments
-from recbole_ilrec.verbs.trials import Ledger, Proposals, Trial, best_of
+from recbole_ilrec.verbs.trials import Ledger, Proposals, Trial, best_of, presets_of
 from tests.worlds import QUICK, ring_world, write_dataset
 
 pytestmark = [
@@ -103,9 +104,9 @@ def test_a_bad_space_is_one_line(content, message):
 # ---- what comes next
 
 
-def played(phases, score, *, bigger=True, trials=(), seed=0):
+def played(phases, score, *, bigger=True, trials=(), seed=0, presets=None):
     """All trials of a search whose runs score ``score(params)``; ``None`` is a failure."""
-    proposals, trials = Proposals(phases, seed, bigger=bigger), list(trials)
+    proposals, trials = Proposals(phases, seed, bigger=bigger, presets=presets or {}), list(trials)
     while (trial := proposals.next(trials)) is not None:
         value = score(trial.params)
         trials.append(Trial(trial.number, trial.phase, trial.params, value, error="" if value is not None else "x"))
@@ -116,6 +117,23 @@ def test_a_grid_is_every_combination_once():
     phase = Phase("p", "grid", 1, {"a": OneOf((1, 2)), "b": OneOf(("x", "y", "z"))})
     made = [tuple(trial.params.values()) for trial in played([phase], lambda params: params["a"])]
     assert made == [(a, b) for a in (1, 2) for b in "xyz"]
+
+
+def test_ranges_are_laid_around_presets_where_no_listed_value_is_better(ring):
+    config = Config("ILRec", "ring", config_dict=QUICK)
+    phases = [replace(p, trials=12) for p in read_space("ilrec", read_yaml(preset("search", "ilrec"))).phases]
+    presets = presets_of(config, phases)
+    assert presets == {"alpha": 0.8, "beta": 0.1, "lambda": 0.01, "mu": 0.005, "k": 2}
+    best = {**presets}
+
+    def score(params):  # the presets are the best that there is, and a run without a setting has its preset
+        return -sum(abs(params.get(key, value) - value) for key, value in best.items())
+
+    fine = [t.params for t in played(phases, score, presets=presets) if t.phase == "fine"]
+    assert len(fine) == 12
+    for key, times in (("alpha", 1.25), ("beta", 2), ("lambda", 2), ("mu", 2)):
+        drawn = {params[key] for params in fine}
+        assert len(drawn) > 3 and best[key] / times <= min(drawn) and max(drawn) <= best[key] * times
 
 
 def test_one_setting_after_another_stands_at_its_best_and_a_failure_is_passed_over():

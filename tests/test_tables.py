@@ -194,7 +194,8 @@ def in_process(calls):
 
     def launch(arguments, log, descriptor):
         calls.append(arguments)
-        log.write_text("error: no room on this machine\n" if "--model=Caser" in arguments else "fine\n")
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write("error: no room on this machine\n" if "--model=Caser" in arguments else "fine\n")
         return 2 if "--model=Caser" in arguments else cli.main([*arguments, "--state=WARNING"])
 
     return launch
@@ -223,6 +224,10 @@ def test_a_table_is_finished_from_where_it_stopped_and_a_failure_is_a_cell(ring,
     assert all("--model=Caser" in call for call in calls[again:])
     assert "| Caser | failed | failed | failed | failed |" in finished and "QUICK SETTINGS" in finished
     assert "Failed: Caser, ring, seed 1 and 1 more of the runs: no room on this machine" in finished
+    certified = list(csv.DictReader((ring / "tables/main-quick-runs.csv").open()))
+    assert [(row["line"], row["seed"]) for row in certified] == [(n, s) for n in ("GRU4Rec", "SASRec") for s in "12"]
+    assert all(row["test users_evaluated"] == row["test rows_in_split"] == "60" for row in certified)
+    assert all(row["data"] and row["code"] and row["test ndcg@10, strict"] for row in certified)
     assert "seeds 1, 2" in finished
     assert re.search(r"\| SASRec \| 0\.\d{4} ± 0\.\d{4} \|", finished)
     capsys.readouterr()
@@ -334,12 +339,34 @@ def test_a_caption_says_where_not_all_users_were_evaluated_or_not_all_items_rank
         records = ({"result": {"test_result": {}}, "evaluation": {**about, **own}} for own in (first, second))
         return results_table(grid, dict(zip(grid.all_runs(), map(Outcome, records), strict=True))).caption
 
-    assert "one seed (2020). Items of the history" in caption({}, {})
+    assert "Test part; one seed (2020). Items of the history" in caption({}, {})
+    whole = {"test": {"rows_evaluated": 60, "rows_in_split": 60, "users_evaluated": 60, "limited_by": None}}
+    full = {"length": 50, "valid": 1.0, "distinct": 1.0}
+    assert "Test part, all 60 users; one seed (2020). Items" in caption(whole, whole)
+    assert "Lists of 50, all valid and distinct." in caption({"lists": full}, {"lists": None})
+    short = {"lists": {"length": 20, "valid": 0.975, "distinct": 0.9}}
+    assert "Lists of 20 or 50, 97.50% valid, 90.00% distinct or more." in caption({"lists": full}, short)
     assert "Only 1,000 of 24,772 test rows (eval_users)." in caption({"test": part}, {"test": part})
     assert "Partly only 1,000 of" in caption({"test": part}, {})
     sampled = {"candidates": {"valid": "full", "test": "uni100"}}
     assert "True items ranked among uni100." in caption(sampled, sampled)
     assert "True items ranked among all items or uni100." in caption({}, sampled)
+
+
+def test_costs_stand_beside_what_they_were_made_on():
+    plan = replace(plan_of("main"), metrics=("ndcg@10", "time"))
+    grid = Grid(narrowed(plan, datasets=["ring"], models=["LC-Rec", "LC-Rec + ILRec"]), {})
+    about = {"history_masked": False, "collisions": "expected", "code": "c", "candidates": {"test": "full"}}
+
+    def caption(*threads):
+        records = (
+            {"result": {"test_result": {"ndcg@10": 0.1}}, "evaluation": about, "wall_seconds": 60.0, "processor": "P",
+             "device": "cpu", "threads": some} for some in threads
+        )  # fmt: skip
+        return results_table(grid, dict(zip(grid.all_runs(), map(Outcome, records), strict=True))).caption
+
+    assert "Costs: P, cpu, threads: 1." in caption(1, 1)
+    assert "Costs: P, cpu, threads: 1 or 2; not comparable where these differ." in caption(1, 2)
 
 
 def test_an_interrupted_planned_run_is_gone_on_with(tmp_path):
@@ -373,7 +400,7 @@ def test_runs_with_one_supervised_stage_go_one_after_another(ring, monkeypatch):
 
     monkeypatch.setattr(experiments, "_cores", lambda: 8)
     Experiments({}, launch=launch).make(Grid(plan, {}).all_runs(), 4, lambda run, outcome: made.append(outcome))
-    assert len(made) == 4 and all(outcome.error == "exit status 1" for outcome in made)
+    assert len(made) == 4 and all(outcome.error == "ended with exit status 1" for outcome in made)
     assert not any({"LCRec", "SDPO"} <= names for names in together)
     assert {"LCRec", "ILRec", "SASRec"} in together
     assert {threads[name] for name in ("LCRec", "SASRec", "ILRec")} == {"--num_threads=2"}  # of eight
@@ -397,6 +424,29 @@ def test_runs_with_one_supervised_stage_go_one_after_another(ring, monkeypatch):
 def test_bad_input_is_one_line(ring, capsys, argv, message):
     assert cli.main(argv) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "reason"),
+    [
+        ("epoch 1\nerror: No room.\n", 2, "No room."),
+        ("epoch 1\n", -9, "ended by SIGKILL (too little memory is a common reason); its last line: epoch 1"),
+        ("", 3, "ended with exit status 3"),
+    ],
+)
+def test_a_failed_run_says_why_it_failed_and_not_why_one_before_it_did(ring, said, status, reason):
+    def launch(arguments, log, descriptor):
+        with log.open("a") as stream:
+            stream.write(said)
+        return status
+
+    plan = narrowed(plan_of("main"), datasets=["ring"], models=["SASRec"], seeds=[1])
+    (run,) = Grid(plan, {}).all_runs()
+    made, runs = [], Experiments({}, launch=launch)
+    runs.folder(run).mkdir(parents=True)
+    (runs.folder(run) / experiments.LOG).write_text("error: of another day\n")
+    runs.make([run], 1, lambda run, outcome: made.append(outcome.error))
+    assert made == [reason]
 
 
 def test_a_bad_setting_is_a_failed_cell_with_its_line(ring, monkeypatch, capsys):

@@ -180,7 +180,7 @@ class ClassicalTrainer(RecBoleTrainer):
             "valid_score": self.best_valid_score,
             "items": self._items,
             "interactions": self._interactions,
-            "config": _plain(self.config.as_dict()),
+            "config": json.loads(json.dumps(self.config.as_dict(), default=str)),
             "request": request_of(self.config),
         }
         self.save_ranks("valid")
@@ -274,6 +274,14 @@ class ClassicalTrainer(RecBoleTrainer):
         if self._places is not None:
             keep_ranks(self.config, self.folder, split, *self._places)
 
+    def _neg_sample_batch_eval(self, batched_data: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Where items are ranked, one row for each user, as in full ranking: RecBole has one for each drawn item."""
+        rows, scores, *positives = super()._neg_sample_batch_eval(batched_data)
+        if scores.dim() == 2:
+            user = batched_data[1]
+            rows = rows[torch.cat([user.new_ones(1), user.diff()]).nonzero()[:, 0]]
+        return rows, scores, *positives
+
     def _full_sort_batch_eval(self, batched_data: tuple[Any, ...]) -> tuple[Any, ...]:
         interaction, history, positive_u, positive_i = batched_data
         if self.config.settings.decode.exclude_history:
@@ -310,7 +318,3 @@ def items_key(dataset: SequentialDataset) -> str:
     """SHA-256 of the item tokens in the order of their internal ids: equal where weights of items can be shared."""
     tokens = dataset.field2id_token[dataset.iid_field].tolist()
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(settings, default=str))

@@ -26,9 +26,9 @@ from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.files import made_once
-from recbole_ilrec.report.costs import REWARD, note_earlier, spent_on
+from recbole_ilrec.report.costs import REWARD, note_earlier, note_made, spent_on
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import STATE, check_kind, fingerprint, load_state
+from recbole_ilrec.runtime.checkpoint import STATE, check_kind, fingerprint, load_state, plain_entry
 from recbole_ilrec.runtime.generators import random_state, set_random_state
 from recbole_ilrec.settings import Settings
 
@@ -264,10 +264,19 @@ def _cached(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
             logger.info("Training the reward model %s (once; kept in %s)", own.model, folder)
             data = build_data(own)
             trainer.fit(data.train, data.valid, saved=True, show_progress=own["show_progress"])
+            note_made(folder)
         else:
-            note_earlier(trainer.spent)
+            note_earlier(trainer.spent, of=folder)
         trainer.load_best()
         return trainer.model
+
+
+@spent_on(REWARD)
+def note_cost(config: Config, dataset: SequenceDataset) -> None:
+    """Count the training of the kept model for this run, which reads only what was made from it."""
+    last = _folder(config, _own_config(config, dataset), dataset) / LAST
+    if not config.settings.reward.checkpoint and (last / STATE).is_file():
+        note_earlier(plain_entry(last, "spent") or {}, of=last.parent)
 
 
 def _folder(config: Config, own: Config, dataset: SequenceDataset) -> Path:

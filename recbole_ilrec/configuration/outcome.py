@@ -65,6 +65,17 @@ def outcome_settings(config: Config, but: Collection[str] = ()) -> dict[str, Any
     }
 
 
+def settings_of_record(config: Config) -> dict[str, Any]:
+    """The typed settings as a record holds them: all for a language model, for others those that they read."""
+    read: dict[str, Any] | None = None
+    if not config.is_llm:
+        read = dict.fromkeys((*getattr(config.model_class, "sections", ()), "eval_users", "task"), True)
+        read |= {"decode": {"exclude_history"}}
+        if config.settings.task == "candidates":
+            read["candidates"] = True
+    return config.settings.model_dump(mode="json", by_alias=True, include=read)
+
+
 def supervised_settings(config: Config) -> list[Any]:
     """The settings that supervised fine-tuning depends on, the same for all models that begin with it."""
     settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)

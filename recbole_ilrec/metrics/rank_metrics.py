@@ -35,12 +35,23 @@ def evaluator(config: Any, names: list[str]) -> Evaluator:
     return Evaluator(options)
 
 
-def keep_ranks(config: Config, folder: Path, split: str, user: Tensor, places: TargetPlaces) -> None:
+def keep_ranks(
+    config: Config, folder: Path, split: str, user: Tensor, places: TargetPlaces, length: int | None = None
+) -> None:
     """Write where the true items stood beside a run; a disk that is full now must not cost its result.
 
     The file says what it is of; internal user ids mean the same users where its ``data`` is equal.
+
+    Args:
+        config: the run's settings.
+        folder: the run's.
+        split: ``valid`` or ``test``.
+        user: ``[B]`` internal user ids.
+        places: where their true items stood.
+        length: identifiers in a list; ``None``: all items were ranked.
     """
     about = {"model": config["model"], "dataset": config["dataset"], "split": split, **_rules(config, split)}
+    about["list_length"] = length
     path = ranks_file(folder, split)
     try:
         share(write_ranks(path, user, places, {**about, "data": data_key(config)}))

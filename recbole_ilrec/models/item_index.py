@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recbole_ilrec.collaborative.reward_model import item_vectors, reward_key
+from recbole_ilrec.collaborative.reward_model import item_vectors, note_cost, reward_key
 from recbole_ilrec.configuration.outcome import from_anywhere
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.base import ItemIdentifiers
@@ -20,8 +20,9 @@ from recbole_ilrec.identifiers.semantic_id import SemanticIdentifiers, collision
 from recbole_ilrec.identifiers.title import TITLE_FIELDS, TitleIdentifiers, item_titles, joined_texts
 from recbole_ilrec.identifiers.uniqueness import learn_identifiers
 from recbole_ilrec.models.pretrained import local_backbone
-from recbole_ilrec.preparation.files import made_once
-from recbole_ilrec.report.costs import spent_on
+from recbole_ilrec.preparation.files import made_once, write_atomically
+from recbole_ilrec.report.costs import note_earlier, note_made, spent_on
+from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
@@ -100,14 +101,30 @@ def _learned(
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config["cache_dir"]) / f"{config['dataset']}-{key}.index.json"
     with made_once(path):
+        costs = path.with_suffix(".costs.json")
         if path.is_file():
+            _note_costs(config, dataset, path, costs)
             return path, read_index(path, tokens)
+        watch = Stopwatch()
         vectors = index_vectors(config, dataset, texts, settings)
+        if settings.embedding == "cf":
+            watch = Stopwatch()  # the reward model keeps its own account
         logger.info("Learning semantic IDs of %d items from %s vectors (once; cached)", len(tokens), settings.embedding)
         identifiers = learn_identifiers(vectors, settings, config["seed"], progress=config["show_progress"])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_index(path, tokens, identifiers)
+        with write_atomically(costs) as stream:
+            json.dump(watch.read(), stream)
+        note_made(path)
         return path, identifiers
+
+
+def _note_costs(config: Any, dataset: Any, path: Path, costs: Path) -> None:
+    """Count for this run what learning its identifiers took another one; older versions did not keep it."""
+    if costs.is_file():
+        note_earlier(json.loads(costs.read_text(encoding="utf-8")), of=path)
+    if config.settings.index.embedding == "cf":
+        note_cost(config, dataset)
 
 
 def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:

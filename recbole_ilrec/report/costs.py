@@ -23,9 +23,11 @@ class Ledger:
     Attributes:
         stages: path of a stage -> ``wall_seconds``, ``cpu_seconds``, counts such as ``epochs``; and ``earlier``, the
             same of work that an earlier process did for this run: before an interruption, or kept for several runs.
+        counted: names of kept work whose cost is in it.
     """
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counted: set[str] = field(default_factory=set)
     path: tuple[str, ...] = ()
 
     def entry(self) -> dict[str, Any]:
@@ -71,13 +73,26 @@ def note(**counts: float) -> None:
         _add(opened.entry(), counts)
 
 
-def note_earlier(costs: Mapping[str, Any]) -> None:
-    """Add what an earlier process spent on the running stage: seconds and counts; other keys are not looked at."""
+def note_earlier(costs: Mapping[str, Any], of: object = None) -> None:
+    """Add what an earlier process spent on the running stage: seconds and counts; other keys are not looked at.
+
+    Args:
+        costs: what it spent.
+        of: names the work, where a run may ask for it several times: it is counted once.
+    """
     opened = _open.get()
-    if opened is not None:
+    if opened is not None and (of is None or str(of) not in opened.counted):
+        note_made(of)
         numbers = {key: value for key, value in costs.items() if key in (*SECONDS, "epochs") and value}
         if numbers:
             _add(opened.entry().setdefault("earlier", {}), numbers)
+
+
+def note_made(work: object) -> None:
+    """Say that this process did, and so counts, work that is kept: reading it again is no work of an earlier one."""
+    opened = _open.get()
+    if opened is not None and work is not None:
+        opened.counted.add(str(work))
 
 
 REWARD = "reward model"

@@ -94,11 +94,11 @@ def deciding(record: Mapping[str, Any], free: Iterable[str]) -> dict[str, Any]:
         record: one line.
         free: names of settings that change nothing, dotted where they are in a section.
     """
-    left_out = {*free, *FLAT_KEYS, "seed", "model", "dataset"}
+    left_out = {*free, "seed", "model", "dataset"}
     own = {
         key: value
         for key, value in record.get("config", {}).items()
-        if key not in left_out and key.partition(".")[0] not in SECTIONS
+        if key not in FLAT_KEYS and key.partition(".")[0] not in SECTIONS
     }
     settings = flat({**own, **(record.get("settings") or {})})
     return {key: value for key, value in settings.items() if key not in left_out}

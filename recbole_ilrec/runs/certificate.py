@@ -4,9 +4,12 @@ Made from the files that the run left (where the true items stood) and from its 
 whatever does not fit together is raised, never written.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import keys_of
@@ -50,7 +53,7 @@ def evaluation_certificate(
     evaluated = {"valid": data.valid, **({"test": data.test} if config["eval_test"] else {})}
     for split, loader in evaluated.items():
         if ranks_file(folder, split).is_file():
-            splits[split] = _of_split(config, data, folder, split, len(loader._dataset))
+            splits[split] = _of_split(config, data, folder, split, loader._dataset.inter_feat[config["USER_ID_FIELD"]])
     if "test" in splits:
         _check_headline(config, result["test_result"], splits["test"])
     if "valid" in splits and result["best_valid_result"]:
@@ -73,12 +76,15 @@ def evaluation_certificate(
     }
 
 
-def _of_split(config: Config, data: Data, folder: Path, split: str, rows: int) -> dict[str, Any]:
+def _of_split(config: Config, data: Data, folder: Path, split: str, users: Tensor) -> dict[str, Any]:
+    rows = len(users)
     user, places, _ = read_ranks(ranks_file(folder, split))
     part = config.settings.train.valid_users if split == "valid" and config.is_llm else None
     wanted = min(rows, part) if part else rows
     if len(user) != wanted:
         raise RuntimeError(f"{folder}: {len(user)} rows of the {split} part were evaluated, {wanted} had to be")
+    if more := Counter(user.tolist()) - Counter(users.tolist()):
+        raise RuntimeError(f"{folder}: users {sorted(more)[:5]} of the {split} part were evaluated more than once")
     return {
         "rows_in_split": data.rows[split],
         "rows_evaluated": len(user),

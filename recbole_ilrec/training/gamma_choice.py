@@ -61,7 +61,7 @@ def choose_gamma(trainer: GenerativeTrainer) -> ChosenGamma | None:
     best = (max if config["valid_metric_bigger"] else min)(scores, key=lambda gamma: scores[gamma])
     ranker.gamma = best
     if trainer.saved and processes.is_first():
-        keep_ranks(config, trainer.run_folder, "valid", torch.from_numpy(pairs.user), places[best])
+        keep_ranks(config, trainer.run_folder, "valid", torch.from_numpy(pairs.user), places[best], count)
     logger.info("%s: %g, from %s", set_color("bigrec.gamma by validation", "blue"), best, scores)
     tried = {f"{gamma:g}": score for gamma, score in scores.items()}
     return ChosenGamma(best, scores[best], dict(results[best]), tried)

@@ -24,14 +24,17 @@ from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.prompt.candidates import draw_offered
 from recbole_ilrec.prompt.rejected import draw_rejected, similar_items
 from recbole_ilrec.prompt.rows import Pairs
-from recbole_ilrec.report.costs import note, spent_on
+from recbole_ilrec.report.costs import note, note_earlier, note_made, spent_on
+from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.runtime import processes
-from recbole_ilrec.runtime.checkpoint import STATE, load_state, save_state
+from recbole_ilrec.runtime.checkpoint import STATE, load_state, plain_entry, save_state
 from recbole_ilrec.runtime.shards import whole
 
 Array = np.ndarray
 PART = 4096
 """Rows that are computed and kept together."""
+SPENT = "spent"
+"""In what is kept: the seconds that it took."""
 
 
 class KeptRows:
@@ -77,8 +80,12 @@ class KeptRows:
             for number, low in enumerate(range(0, rows, PART)):
                 place, some = folder / f"{low:010d}", np.arange(low, min(low + PART, rows))
                 own = number % processes.world() == processes.rank()
-                if own and not (place / STATE).is_file():
-                    save_state(place, {"rows": torch.from_numpy(compute(some))}, kind=kind)
+                if own and (place / STATE).is_file():
+                    note_earlier(plain_entry(place, SPENT) or {}, of=place)
+                elif own:
+                    watch, numbers = Stopwatch(), torch.from_numpy(compute(some))
+                    save_state(place, {"rows": numbers, SPENT: watch.read()}, kind=kind)
+                    note_made(place)
                 places.append(place)
                 bar.update(len(some))
         processes.wait()

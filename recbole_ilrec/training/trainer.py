@@ -82,7 +82,7 @@ class GenerativeTrainer:
         self.saved = True
         self.show_progress = False
         self.policies: dict[str, OrderedDict[str, float]] = {}
-        self._users: np.ndarray = np.empty(0, dtype=np.int64)
+        self._users = torch.empty(0, dtype=torch.long)
         self._watch, self._before = Stopwatch(), dict[str, float]()
         self.answers: dict[str, dict[str, float]] = {}
         self.progress = Progress(best_score=-np.inf if config["valid_metric_bigger"] else np.inf)
@@ -292,7 +292,7 @@ class GenerativeTrainer:
     def save_ranks(self, split: str) -> None:
         """Keep where the true items stood in the last evaluation."""
         assert self.places is not None
-        keep_ranks(self.config, self.run_folder, split, torch.from_numpy(self._users), self.places)
+        keep_ranks(self.config, self.run_folder, split, self._users, self.places, self.model.list_length)
 
     def load_best(self, folder: Path | None = None) -> None:
         """Put the best weights of a run, its own or that in ``folder``, back into the model."""
@@ -314,7 +314,7 @@ class GenerativeTrainer:
         how = {"batch_size": self.config["eval_batch_size"], "progress": label}
         with whole(self.model):
             ranking = self.model.rank(pairs, **how)
-            self._users = pairs.user
+            self._users = torch.from_numpy(pairs.user)
             self.places, self.policies = self.metrics(ranking, pairs)
             self.answers = answer_ratios(self.model, pairs, ranking, self.policies, free=free, **how)
         return self.policies[self.config.settings.decode.collisions]

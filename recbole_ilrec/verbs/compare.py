@@ -46,7 +46,7 @@ def compare(arguments: Arguments) -> int:
     from recbole_ilrec.checks.comparison import Example, as_plain, common_users, compared, render
 
     first, second = (read_user_ranks(Path(word)) for word in arguments.words)
-    data, remarks = _data(first, second), _remarks(first, second)
+    data, remarks = _data(first, second), _remarks(first, second, ks)
     users = common_users(first, second)
     if not len(users.user):
         raise UserError(f"{first.name} and {second.name} have no user in common: compare runs on the same data.")
@@ -133,11 +133,11 @@ def _data(first: "UserRanks", second: "UserRanks") -> str | None:
     return hashes[0] if hashes else None
 
 
-def _remarks(first: "UserRanks", second: "UserRanks") -> list[str]:
+def _remarks(first: "UserRanks", second: "UserRanks", ks: list[int]) -> list[str]:
     """In what the runs differ beside their lists, by what their files say.
 
     Raises:
-        UserError: they ranked the true items among other items.
+        UserError: they ranked the true items among other items, or fewer than the longest list of ``ks`` takes.
     """
     said: list[str] = []
     for name, run in (("A", first), ("B", second)):
@@ -159,6 +159,13 @@ def _remarks(first: "UserRanks", second: "UserRanks") -> list[str]:
             )
         if among[0] != among[1] or (isinstance(among[0], str) and among[0] != "full"):
             said.append("The runs ranked the true item of a user among other items, each drawn for its run.")
+    for name, run in (("A", first), ("B", second)):
+        length = run.about.get("list_length")
+        if isinstance(length, int) and length < max(ks):
+            raise UserError(
+                f"topk={max(ks)}: {run.name} ({name}) ranked {length} items for each user, so nothing beyond can be a "
+                f"hit: use --topk up to {length}, or runs with a greater num_beams."
+            )
     rules = ["expected" if rule in (None, "torch.topk") else rule for rule in ties]
     if rules[0] != rules[1]:
         said.append(f"Items that share an identifier have the {rules[0]} rank in A and the {rules[1]} one in B.")

@@ -11,7 +11,8 @@ import numpy as np
 from recbole_ilrec.report.plan import Column, Row
 from recbole_ilrec.report.statistics import ALPHA, holm, paired_over_seeds
 from recbole_ilrec.report.table import MARK, Cell, Line, Table
-from recbole_ilrec.verbs.tables import Grid, Outcomes, framed, metric_name, smaller_is_better
+from recbole_ilrec.verbs.captions import framed
+from recbole_ilrec.verbs.tables import Grid, Outcomes, metric_name, smaller_is_better
 from recbole_ilrec.verbs.user_metrics import unrounded
 
 PARTS = ("test", "validation")

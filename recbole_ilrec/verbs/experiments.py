@@ -8,7 +8,7 @@ plans the same run again finds its record there, or its checkpoints to go on fro
 import json
 import logging
 import os
-import statistics
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,16 +22,16 @@ import psutil
 
 from recbole_ilrec.collaborative.classical import LAST
 from recbole_ilrec.configuration.config import Config, MissingDataset
-from recbole_ilrec.configuration.lookup import MODELS, is_language_model
+from recbole_ilrec.configuration.lookup import is_language_model
 from recbole_ilrec.configuration.outcome import run_key, supervised_key
 from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import in_turn
-from recbole_ilrec.report.costs import seconds_before
 from recbole_ilrec.report.plan import PlannedRun
 from recbole_ilrec.report.results import read_records
 from recbole_ilrec.runtime.checkpoint import STATE
 from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.verbs.like_runs import Estimate, estimate_from
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,6 @@ class Outcome:
 
     record: Mapping[str, Any] | None = None
     error: str = ""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take, from like runs; ``None`` where there are none."""
-
-    seconds: float | None = None
-    memory_mb: float | None = None
 
 
 def quick_settings(model: str) -> dict[str, Any]:
@@ -151,11 +143,7 @@ class Experiments:
             config = self.config(run)
         except UserError:
             return Estimate()
-        wanted = _likeness(config.as_dict(), config.settings.model_dump(mode="json"))
-        like = [r for r in self._records() if _likeness(r["config"], r["settings"] or {}) == wanted]
-        if not like:
-            return Estimate()
-        return Estimate(statistics.median(map(seconds, like)), max(r["peak_memory_mb"] for r in like))
+        return estimate_from(self._records(), config)
 
     def prepare(self, runs: Iterable[PlannedRun]) -> dict[PlannedRun, Outcome]:
         """Download and prepare the datasets of the paper that are not there yet, each once.
@@ -233,10 +221,11 @@ class Experiments:
                 return run, Outcome(record)
             log = folder / LOG
             logger.info("%s: begun, its log is %s", run, log)
+            before = log.stat().st_size if log.is_file() else 0
             status = self.launch(self._arguments(run, folder, threads), log, descriptor)
             record = self.finished().get(key)
         if status or record is None:
-            return run, Outcome(error=_last_words(log) or f"exit status {status}")
+            return run, Outcome(error=_reason(log, before, status))
         return run, Outcome(record)
 
     def _arguments(self, run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
@@ -279,17 +268,6 @@ def newest_resumable(folder: Path) -> Path | None:
     return max(runs, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def seconds(record: Mapping[str, Any]) -> float:
-    """Wall-clock seconds of a run with all that earlier processes did for it."""
-    return record["wall_seconds"] + seconds_before(record.get("stages", {}))
-
-
-def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Any]:
-    """What runs of about the same cost share; typed settings only where the run reads them."""
-    typed = [settings.get("paradigm"), settings.get("backbone_name"), settings.get("train", {}).get("max_steps")]
-    return [config["model"], config["dataset"], config["epochs"], *(typed if config["model"] in MODELS else ())]
-
-
 def _process(arguments: Sequence[str], log: Path, descriptor: int | None) -> int:
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
@@ -304,9 +282,19 @@ def _process(arguments: Sequence[str], log: Path, descriptor: int | None) -> int
         ).returncode
 
 
-def _last_words(log: Path) -> str:
-    """The error line of a failed run, else the last line it wrote."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    written = [line.strip() for line in lines if line.strip()]
+def _reason(log: Path, begin: int, status: int) -> str:
+    """Why a run failed: its error line, else how it ended and the last line that it wrote.
+
+    Args:
+        log: what it and runs before it said.
+        begin: bytes of the log that are of runs before it.
+        status: of the process; negative: the signal that ended it.
+    """
+    said = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
+    written = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in written if line.startswith("error: ")]
-    return (errors or written or [""])[-1]
+    if errors:
+        return errors[-1]
+    ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    ended += " (too little memory is a common reason)" if status == -signal.SIGKILL else ""
+    return f"{ended}; its last line: {written[-1]}" if written else ended

@@ -9,7 +9,8 @@ from recbole_ilrec.report.plan import Column
 from recbole_ilrec.report.statistics import ALPHA
 from recbole_ilrec.report.table import MARK, Cell, Table
 from recbole_ilrec.runtime.history import USERS_OF_LAYERS
-from recbole_ilrec.verbs.tables import MARKED, QUICK, Grid, Outcomes, framed, metric_name, spread
+from recbole_ilrec.verbs.captions import MARKED, QUICK, framed, spread
+from recbole_ilrec.verbs.tables import Grid, Outcomes, metric_name
 
 
 def picture(grid: Grid, table: Table, outcomes: Outcomes) -> Picture:

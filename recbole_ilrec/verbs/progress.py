@@ -6,7 +6,8 @@ from typing import Any
 
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.costs import gigabytes
-from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
+from recbole_ilrec.verbs.experiments import Experiments, Outcome
+from recbole_ilrec.verbs.like_runs import seconds
 
 logger = logging.getLogger(__name__)
 

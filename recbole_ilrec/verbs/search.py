@@ -91,7 +91,7 @@ class _Search:
         require_recbole()
         from recbole_ilrec.configuration.outcome import OUTCOME_FREE, run_key
         from recbole_ilrec.verbs.experiments import Experiments, default_jobs
-        from recbole_ilrec.verbs.trials import Ledger, Proposals, require_optuna
+        from recbole_ilrec.verbs.trials import Ledger, Proposals, presets_of, require_optuna
 
         if any(phase.sampler in ("random", "tpe") for phase in self.space.phases):
             require_optuna()
@@ -106,7 +106,8 @@ class _Search:
         content = json.dumps([run_key(config), repr(phases)])
         key = hashlib.sha256(content.encode()).hexdigest()[:8]
         self.folder = self.experiments.root / SEARCHES / f"{self.space.name}-{config.model}-{config.dataset}-{key}"
-        self.proposals = Proposals(self.space.phases, self.seed, bigger=self.bigger)
+        presets = presets_of(config, self.space.phases)
+        self.proposals = Proposals(self.space.phases, self.seed, bigger=self.bigger, presets=presets)
         if self.dry_run:
             return self._show(Ledger(self.folder).trials)
         require_writable(self.folder, f"checkpoint_dir={self.experiments.root}")
@@ -256,7 +257,7 @@ class _Note:
         self.search, self.of_run = search, of_run
 
     def __call__(self, run: PlannedRun, outcome: "Outcome") -> None:
-        from recbole_ilrec.verbs.experiments import seconds
+        from recbole_ilrec.verbs.like_runs import seconds
 
         trial = replace(self.of_run[run], error="")
         if outcome.record is None:

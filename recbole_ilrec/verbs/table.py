@@ -133,7 +133,7 @@ class _Command:
         missing = [run for run in missing if not outcomes[run].error]
         append_record(experiments.root / PLANNED / ASKED, self.asked.call)
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
-        jobs = self.asked.jobs or default_jobs()
+        jobs = self.asked.jobs or (1 if "time" in self.plan.metrics else default_jobs())  # side by side is slower
         experiments.make(missing, jobs, Progress(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
 
@@ -178,6 +178,7 @@ class _Command:
         return {run: experiments.outcome(run, finished) for run in grid.all_runs()}
 
     def _write(self, grid: "Grid", outcomes: "dict[Any, Outcome]", printed: Table | None) -> int:
+        from recbole_ilrec.verbs.certificates import certificates
         from recbole_ilrec.verbs.tables import results_table
 
         made = results_table(grid, outcomes, quick=self.quick)
@@ -193,6 +194,7 @@ class _Command:
         else:
             for each in tables:
                 self._save(each.name, _texts(each))
+        self._save(f"{made.name}-runs", {"csv": certificates(grid, outcomes)})
         if self.asked.archive is not None:
             from recbole_ilrec.verbs.archive import write_archive
 

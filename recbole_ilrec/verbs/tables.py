@@ -1,4 +1,4 @@
-"""Tables of the paper from run records: the cells of a plan, their marks, and the caption that says what they are.
+"""Tables of the paper from run records: the cells of a plan, their marks, and their tests.
 
 Knows plans, records and the files of ranks; how runs are made is :mod:`recbole_ilrec.verbs.experiments`.
 """
@@ -19,12 +19,12 @@ from recbole_ilrec.report.runs import (
     in_order,
     less_is_better,
     metric_label,
-    ranked_among,
-    rows_evaluated,
 )
-from recbole_ilrec.report.statistics import ALPHA, TEST, holm, mean_and_deviation, paired_p
-from recbole_ilrec.report.table import MARK, Cell, Line, Table, marked
-from recbole_ilrec.verbs.experiments import Experiments, Outcome, seconds
+from recbole_ilrec.report.statistics import ALPHA, holm, mean_and_deviation, paired_p
+from recbole_ilrec.report.table import Cell, Line, Table, marked
+from recbole_ilrec.verbs.captions import caption
+from recbole_ilrec.verbs.experiments import Experiments, Outcome
+from recbole_ilrec.verbs.like_runs import seconds
 from recbole_ilrec.verbs.progress import failures
 from recbole_ilrec.verbs.user_metrics import OF_A_USER, by_user, unrounded
 
@@ -41,11 +41,6 @@ _OF_ANSWERS = frozenset(("hitratio@1", "validratio"))
 """Further metrics where a language model chooses among candidates."""
 _BUNDLED = "ml-100k"
 """A dataset that is always there: RecBole carries it."""
-MARKED = "Best bold, second underlined within a block."
-QUICK = (
-    "QUICK SETTINGS: a few steps on few users, only to show that every part works; these numbers say nothing about the "
-    "methods."
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Tab
     count = sum(cell.p is not None for _, lines in tested for line in lines for cell in line.cells)
     return Table(
         name=f"{plan.name}-quick" if quick else plan.name,
-        caption=_caption(plan, records, count, quick),
+        caption=caption(plan, records, count, quick),
         head=head(plan, columns),
         blocks=tuple(marks),
         notes=tuple(dict.fromkeys(notes)),
@@ -232,46 +227,6 @@ def _tested(
         cell = replace(line.cells[place], p=p, significant=p < ALPHA and found[b, n, place][1])
         blocks[b][1][n] = replace(line, cells=(*line.cells[:place], cell, *line.cells[place + 1 :]))
     return blocks
-
-
-# ---- what is said about the numbers
-
-
-def _caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool) -> str:
-    parts = [f"Test part; {spread(plan)}.", *_limits(records)]
-    certificates = [record["evaluation"] for record in records]
-    masked = {certificate["history_masked"] for certificate in certificates}
-    policies = sorted({str(c["collisions"]) for c in certificates if c["collisions"] != "torch.topk"})
-    if certificates:
-        how = "partly " if len(masked) > 1 else "" if True in masked else "not "
-        parts.append(f"Items of the history {how}left out.")
-    if policies:
-        parts.append(f"Items that share an identifier: {', '.join(policies)} rank.")
-    parts.append(MARKED)
-    if tests:
-        parts.append(f"{MARK}: better than the best other line of the block ({TEST}, Holm over {tests}, p < {ALPHA}).")
-    return framed(plan, records, parts, quick)
-
-
-def _limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Who was evaluated among what, where it is not everyone among all items."""
-    rows = {rows_evaluated(record, limited=True) for record in records}
-    among = sorted({ranked_among(record) for record in records})
-    said = [f"{'Partly only' if '' in rows else 'Only'} {' or '.join(sorted(rows - {''}))}."] if rows - {""} else []
-    return said + ([f"True items ranked among {' or '.join(among)}."] if among not in ([], ["all items"]) else [])
-
-
-def spread(plan: Plan) -> str:
-    """Over which seeds the numbers are means."""
-    seeds = ", ".join(map(str, plan.seeds))
-    return f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
-
-
-def framed(plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str], quick: bool) -> str:
-    """What is said of numbers between the plan's title and by how many versions of the code they were made."""
-    codes = {record["evaluation"]["code"] for record in records}
-    versions = [f"The numbers were made by {len(codes)} versions of the code."] if len(codes) > 1 else []
-    return " ".join([*([QUICK] if quick else []), f"{plan.title}.", *said, *versions])
 
 
 # ---- the data

@@ -10,11 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.record import append_record
+from recbole_ilrec.report.runs import flat
 from recbole_ilrec.report.space import Around, OneOf, Phase, Range
+from recbole_ilrec.settings import FLAT_KEYS
 
 LEDGER = "trials.jsonl"
 STARTUP = 5
@@ -95,10 +99,13 @@ class Proposals:
         phases: of the search.
         seed: of the drawn values.
         bigger: whether a greater score is better.
+        presets: the values that settings have where no trial says another: ranges are laid around them then.
     """
 
-    def __init__(self, phases: Sequence[Phase], seed: int, *, bigger: bool):
-        self.phases, self.seed, self.bigger = phases, seed, bigger
+    def __init__(
+        self, phases: Sequence[Phase], seed: int, *, bigger: bool, presets: Mapping[str, Any] = MappingProxyType({})
+    ):
+        self.phases, self.seed, self.bigger, self.presets = phases, seed, bigger, presets
 
     def next(self, trials: Sequence[Trial], under_way: Sequence[Trial] = ()) -> Trial | None:
         """The trial that comes after ``trials``; ``None`` at the end, or where a whole phase has failed.
@@ -146,7 +153,7 @@ class Proposals:
         asked = len(own) + len(under_way)
         if asked >= phase.trials or (under_way and phase.sampler == "tpe" and asked >= STARTUP):
             return None
-        return {**base, **_drawn(phase, base, own, self.seed + place, bigger=self.bigger)}
+        return {**base, **_drawn(phase, {**self.presets, **base}, own, self.seed + place, bigger=self.bigger)}
 
     def _each(
         self, phase: Phase, base: Mapping[str, Any], trials: Sequence[Trial], under_way: Sequence[Trial]
@@ -171,6 +178,18 @@ class Proposals:
         return None
 
 
+def presets_of(config: Config, phases: Sequence[Phase]) -> dict[str, float]:
+    """The numbers that the settings of some phases have in ``config``."""
+    typed = flat(config.settings.model_dump(mode="json", by_alias=True))
+    names = [name for phase in phases for name in phase.space]
+    found: dict[str, Any] = {
+        name: typed.get(FLAT_KEYS.get(name, name), config.final_config_dict.get(name)) for name in names
+    }
+    return {
+        name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
 def combinations(phase: Phase, base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of a phase's lists, the last setting fastest."""
     lists = [values.values for values in phase.space.values() if isinstance(values, OneOf)]
@@ -179,7 +198,7 @@ def combinations(phase: Phase, base: Mapping[str, Any]) -> Iterator[dict[str, An
 
 
 def _drawn(phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], seed: int, *, bigger: bool) -> dict[str, Any]:
-    """Values drawn by optuna from what the trials of this phase say.
+    """Values drawn by optuna from what the trials of this phase say, ranges around those of ``base``.
 
     The study is made anew for each trial, its sampler seeded by the trial's place: nothing of it has to be kept.
     """
@@ -187,7 +206,7 @@ def _drawn(phase: Phase, base: Mapping[str, Any], own: Sequence[Trial], seed: in
     space = {
         key: values.near(base[key]) if isinstance(values, Around) else values
         for key, values in phase.space.items()
-        if not isinstance(values, Around) or key in base  # of what always failed there is no best value
+        if not isinstance(values, Around) or key in base
     }
     distributions = {key: _distribution(optuna, values) for key, values in space.items()}
     if phase.sampler == "random":
