@@ -10,9 +10,9 @@ NEEDS_ATTENTION = 1
 
 HELP = """usage: recbole-ilrec doctor --dataset=DATASET [--model=ILRec] [--json=PATH] [--key=value ...]
 
-Checks what a run with the same settings would be trained and evaluated on, and trains nothing: counts, equal times,
-copied rows, histories and training rows that hold the future, repeated and unseen targets, titles, identifiers,
-prompts. Identifiers that are neither given nor cached are learned, as the run would.
+Checks what a run with the same settings would be trained and evaluated on, and trains no language model: counts, equal
+times, copied rows, histories and training rows that hold the future, repeated and unseen targets, titles,
+identifiers, prompts. Identifiers that are neither given nor cached are learned, as the run would.
 
   -d, --dataset=ml-100k      as for run
   -m, --model=ILRec          as for run; a model of RecBole leaves out identifiers and prompts

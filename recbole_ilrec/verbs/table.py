@@ -48,7 +48,7 @@ failed with its error and does not stop the others. docs/tables.md has more.
 
 TABLE_HELP = f"""usage: recbole-ilrec table NAME [--key=value ...]
 
-Writes NAME.md, NAME.tex (booktabs) and NAME.csv, and prints the first.
+Writes NAME.md, NAME.tex (booktabs), NAME.csv and NAME-runs.csv (each run's certificate), and prints the first.
 
   NAME                       main, ablation, datasets, cf-models, efficiency, sensitivity (Tables 1 to 6 of the paper),
                              readings (of its equations), the name of a figure, or the path of a plan of your own
@@ -58,7 +58,7 @@ Writes NAME.md, NAME.tex (booktabs) and NAME.csv, and prints the first.
 
 FIGURE_HELP = f"""usage: recbole-ilrec figure NAME [--key=value ...]
 
-Writes NAME.png and NAME.svg, and the numbers behind them as NAME.csv.
+Writes NAME.png and NAME.svg, the numbers behind them as NAME.csv, and each run's certificate as NAME-runs.csv.
 
   NAME                       layer-losses, backbones, layers, candidates (Figures 2, 4, 5 and 6 of the paper), or the
                              path of a plan of your own (.yaml) that has a figure
