@@ -54,7 +54,8 @@ Makes runs with other settings and keeps those that are best on validation. The 
   --KEY=VALUE                any other setting, for every run (docs/settings.md)
 
 Leaves in CHECKPOINT_DIR/searches/NAME-MODEL-DATASET-KEY: trials.jsonl (one line a trial), trials.csv, summary.md, and
-best.yaml, the best settings for 'recbole-ilrec run --config_files=best.yaml'. Stop it however you like: the same command goes on.
+best.yaml, the best settings for 'recbole-ilrec run --config_files=best.yaml'. Stop it however you like: the same
+command goes on.
 A trial that fails is shown, tried again by the next call, and does not stop the others. docs/search.md has more.
 """
 
