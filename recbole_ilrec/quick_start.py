@@ -25,7 +25,7 @@ from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.allocator import keep_freed_memory
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.resumption import resumable
-from recbole_ilrec.runtime.run_folder import AUTO, newest_run
+from recbole_ilrec.runtime.run_folder import AUTO, begun_as, newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,14 @@ def _place(config: Config) -> None:
         found = processes.agreed(str(newest_run(config) or ""))
         config["resume_from_checkpoint"] = found or None
         logger.info("resume_from_checkpoint=auto: %s", f"going on with {found}" if found else "a new run")
+    elif given := config["resume_from_checkpoint"]:
+        config.keys = config.keys.going_on(begun_as(Path(given)))
+        if config.keys.begun:
+            logger.warning(
+                "%s was begun with other settings or data: what comes out is neither that run nor one with the "
+                "settings given now (the optimizer keeps its own), and is not taken for a finished run of either.",
+                given,
+            )
 
 
 def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, Any]:

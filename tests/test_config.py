@@ -12,6 +12,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole_ilrec.configuration import config as config_module
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import MODELS, recbole_models
+from recbole_ilrec.configuration.outcome import request_of
 from recbole_ilrec.configuration.presets import parse_value, properties_folder, read_yaml
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runtime.device import choose_device
@@ -90,6 +91,28 @@ def test_a_later_layer_wins_however_it_spells_a_setting(tmp_path, llm):
     settings = make("ILRec", files=[file], **{"decode.num_beams": 40, "ilrec": {"k": 1}}).settings
     assert (settings.decode.num_beams, settings.decode.renormalise, settings.ilrec.k) == (40, True, 1)
     assert settings.decode.collisions == "strict"
+
+
+def test_a_section_in_a_later_layer_leaves_the_backbone_that_was_named(tmp_path, llm):
+    first = write(tmp_path / "a.yaml", "backbone: smollm2-135m\n")
+    second = write(tmp_path / "b.yaml", "backbone: {gradient_checkpointing: true}\n")
+    whole = make("ILRec", files=[first, second])
+    assert whole.settings == make("ILRec", files=[first], backbone={"gradient_checkpointing": True}).settings
+    plain = make("ILRec", backbone="smollm2-135m")
+    assert whole.settings.backbone.path == plain.settings.backbone.path
+    assert whole.settings.backbone.package == plain.settings.backbone.package and whole["epochs"] == plain["epochs"]
+    assert whole.settings.backbone.gradient_checkpointing
+
+
+def test_what_a_run_leaves_to_be_made_again_has_all_its_layers(tmp_path):
+    text = "transitions: {shrinkage: 50}\neval_args: {split: {RS: [0.8, 0.1, 0.1]}}\nalpha: 0.1\n"
+    first = write(tmp_path / "a.yaml", text)
+    second = write(tmp_path / "b.yaml", "transitions: {decay: 0.1}\neval_args: {mode: full}\nilrec: {alpha: 0.2}\n")
+    config = make("Transitions", files=[first, second], alpha=0.3)
+    again = Config(**request_of(config))
+    assert again.settings == config.settings and again["eval_args"] == config["eval_args"]
+    assert (again.settings.transitions.shrinkage, again.settings.transitions.decay) == (50, 0.1)
+    assert again.settings.ilrec.alpha == 0.3 and again["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}
 
 
 def test_part_of_eval_args_leaves_the_rest():

@@ -190,6 +190,17 @@ def test_only_complete_checkpoints_are_found_and_other_names_do_not_matter(tmp_p
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
 
 
+def test_an_exchange_of_weights_that_was_interrupted_is_known(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    average = WeightAverage(model, 0.9)
+    with average.in_place():
+        assert not average.swapping
+    monkeypatch.setitem(average.mean, "1.weight", None)  # ends the exchange in its midst, as a signal may
+    with pytest.raises(TypeError), average.in_place():
+        pass
+    assert average.swapping
+
+
 def test_an_average_that_a_resumed_run_did_not_have_starts_from_its_weights():
     model = torch.nn.Linear(2, 2)
     average = WeightAverage(model, 0.9)

@@ -103,6 +103,7 @@ def test_a_preference_run_has_its_stages(ring, model, rounds):
 def test_every_stage_ends_after_so_many_steps_as_were_asked_for():
     assert Schedule(10, 4, 2).validations == 2 and Schedule(10, 4, 2).last == 40
     assert Schedule(10, 5, 2).validations == 3 and Schedule(10, 4, 9).validations == 1
+    assert Schedule(10, 4, 1, most=60).last == 40, "max_steps ends a stage earlier, never later"
     assert Schedule(10, 4, 1, most=25).validations == 3 and Schedule(10, 4, 1, most=25).last == 25
     assert Schedule(10, 0, 1).validations == 0
     assert not may_stop(12, 10) and may_stop(13, 10)

@@ -78,6 +78,30 @@ def test_a_run_of_code_that_changed_is_another_run(mine):
     assert run_key(Config("ILRec", "ring", config_dict=SHORT)) == published
 
 
+def test_what_is_kept_of_code_that_changed_is_made_anew(mine):
+    own = {**SHORT, "preference.epochs": 1, "preference.examples": 20, "reward_model": "my_models:UnitSASRec"}
+    (mine / "my_models.py").write_text(
+        (mine / "my_models.py").read_text()
+        + "\n\nfrom recbole_ilrec.models.methods import SDPO\n\n\nclass MySDPO(SDPO):\n    pass\n"
+    )
+    given = {**own, "reward.config": {"epochs": 1, "hidden_size": 16, "inner_size": 16}}
+
+    def kept():
+        return {path.name for part in ("supervised", "reward") for path in (mine / "saved/cache" / part).iterdir()}
+
+    run_recbole_ilrec("SDPO", "ring", config_dict=SHORT | {"preference.epochs": 1, "preference.examples": 20})
+    stock = {path.name for path in (mine / "saved/cache/supervised").iterdir()}
+    run_recbole_ilrec("my_models:MySDPO", "ring", config_dict=own)
+    run_recbole_ilrec("ILRec", "ring", config_dict=given)
+    first = kept()
+    assert len(first) == 3 and stock < first, "a supervised stage of its own, and its reward model"
+    sys.modules.pop("my_models")
+    (mine / "my_models.py").write_text((mine / "my_models.py").read_text() + "\n# edited, and of another length\n")
+    run_recbole_ilrec("my_models:MySDPO", "ring", config_dict=own)
+    run_recbole_ilrec("ILRec", "ring", config_dict=given)
+    assert len(kept()) == 5 and first < kept()
+
+
 def test_a_table_holds_lines_of_own_models(mine, capsys):
     plan = mine / "mine.yaml"
     published = "      ILRec: {model: ILRec}\n"

@@ -194,3 +194,6 @@ def test_classical_models_and_a_named_gpu_are_refused_under_torchrun(ring, monke
         choose_device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("cuda") == torch.device("cuda", 1)
+    assert choose_device("cuda:1") == torch.device("cuda", 1), "what a reward model's settings take from the run's"
+    with pytest.raises(UserError, match="takes a GPU of its own"):
+        choose_device("cuda:0")

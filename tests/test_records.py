@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections import OrderedDict
 
@@ -14,7 +15,7 @@ pytest.importorskip("recbole")
 
 from recbole_ilrec import __version__, quick_start, run_recbole_ilrec
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import from_anywhere, keys_of, request_of, run_key
+from recbole_ilrec.configuration.outcome import contents, from_anywhere, keys_of, request_of, run_key, supervised_key
 from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
@@ -22,6 +23,7 @@ from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ra
 from recbole_ilrec.report.costs import REWARD, ledger, note, note_earlier, seconds_before, spent_on, total
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs import certificate
+from recbole_ilrec.runtime import run_folder
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.schema import Ranking
 from tests.worlds import QUICK
@@ -135,6 +137,31 @@ def test_the_key_follows_the_content_of_what_a_setting_points_to(ring):
     assert Config("ILRec", "ring", config_dict=request).settings.prompt.template == str(prompt)
 
 
+def test_a_file_has_one_key_however_it_is_typed_and_a_template_is_no_folder(ring, monkeypatch):
+    def keys(**given):
+        config = Config("LCRec", "ring", config_dict={**SHORT, **given})
+        return run_key(config), supervised_key(config)
+
+    (ring / "ids.json").write_bytes((ring / "dataset/ring/ring.index.json").read_bytes())
+    plain, typed = keys(), keys(index_file="ids.json")
+    assert keys(index_file=str(ring / "ids.json")) == keys(index_file="./ids.json") == typed != plain
+    (ring / "compact").mkdir()  # the name of the template of tiny
+    (ring / "lcrec").mkdir()
+    (ring / "lcrec" / "raw.txt").write_text("anything")
+    assert keys() == plain
+
+
+def test_another_model_under_the_same_name_is_read_anew(ring):
+    backbone = ring / "model"
+    backbone.mkdir()
+    (backbone / "config.json").write_text("{}")
+    settings = Config("LCRec", "ring", config_dict={**SHORT, "backbone.path": "model"}).settings
+    before = contents(settings, "backbone")
+    (backbone / "config.json").write_text("{} ")
+    assert before and contents(settings, "backbone") != before
+    assert contents(settings, "index") == {}
+
+
 def test_costs_go_to_the_stage_they_belong_to():
     with ledger() as costs:
         with spent_on("supervised"):
@@ -210,6 +237,32 @@ def test_among_drawn_items_too_a_record_says_who_was_evaluated(ring):
         _, places, _ = read_ranks(ranks_file(ring / record["folder"], split))
         assert places.before.max() <= 10
     assert record["settings"]["decode"] == {"exclude_history": False}
+
+
+def test_a_run_that_goes_on_with_other_settings_is_taken_for_neither(ring, caplog):
+    first = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=SHORT))
+    shutil.rmtree(ring / "saved/cache/supervised")
+    given = {**SHORT, "epochs": 4, "weight_decay": 0.3, "resume_from_checkpoint": first["folder"]}
+    mixed = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=given))
+    assert "begun with other settings or data" in caplog.text
+    keys = {run_key(Config("LCRec", "ring", config_dict=settings)) for settings in (SHORT, given)}
+    assert mixed["evaluation"]["run"] not in keys and len(keys) == 2
+    assert not (ring / "saved/cache/supervised").exists(), "no stage for preference models"
+    caplog.clear()
+    again = {
+        **SHORT,
+        "resume_from_checkpoint": record_of(run_recbole_ilrec("LCRec", "ring", config_dict=SHORT))["folder"],
+    }
+    assert record_of(run_recbole_ilrec("LCRec", "ring", config_dict=again))["evaluation"]["run"] in keys
+    assert "begun with other settings" not in caplog.text
+
+
+def test_two_classical_runs_of_one_second_have_a_folder_each(ring, monkeypatch):
+    monkeypatch.setattr(run_folder, "get_local_time", lambda: "now")
+    monkeypatch.setattr(run_folder.Path, "exists", lambda self: False)  # what a process sees that looks too early
+    quiet = {**CLASSICAL, "epochs": 1, "state": "WARNING"}
+    runs = [record_of(run_recbole_ilrec("SASRec", "ring", config_dict={**quiet, "seed": s})) for s in (1, 2)]
+    assert [record["folder"] for record in runs] == ["saved/SASRec-ring-now", "saved/SASRec-ring-now-2"]
 
 
 def test_what_another_run_kept_is_counted_once_and_by_every_run(ring):

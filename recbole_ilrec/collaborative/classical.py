@@ -80,7 +80,6 @@ class ClassicalTrainer(RecBoleTrainer):
         self.enable_scaler = self.gpu_available and config["enable_scaler"]
         self.checkpoint_dir = config["checkpoint_dir"]
         self.folder = new_folder(config)
-        self.saved_model_file = str(self.folder / BEST)
         self.start_epoch = 0
         self.cur_step = 0
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
@@ -184,9 +183,9 @@ class ClassicalTrainer(RecBoleTrainer):
             "request": request_of(self.config),
         }
         self.save_ranks("valid")
-        save_state(self.saved_model_file, content, kind=self.config["model"])
+        save_state(self.folder / BEST, content, kind=self.config["model"])
         if verbose:
-            self.logger.info(set_color("Saving current", "blue") + f": {self.saved_model_file}")
+            self.logger.info(set_color("Saving current", "blue") + f": {self.folder / BEST}")
 
     def _save_resumable(self, next_epoch: int, train_data: AbstractDataLoader, *, finished: bool) -> None:
         self.spent = {**self._watch.read(self._before), "epochs": len(self.train_loss_dict)}
@@ -239,12 +238,11 @@ class ClassicalTrainer(RecBoleTrainer):
         self.finished = stopped or self.start_epoch >= self.epochs
         self._resumed = state
         self.folder = folder
-        self.saved_model_file = str(folder / BEST)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
     def load_best(self, folder: str | os.PathLike[str] | None = None) -> None:
         """Put the weights of the best epoch of this run, or of another run's ``best/``, into the model."""
-        folder = Path(folder or self.saved_model_file)
+        folder = Path(folder or self.folder / BEST)
         state = load_state(folder, kind=self.config["model"])
         load_weights(self.model, state["model"], folder)
         self.model.load_other_parameter(state["other_parameter"])

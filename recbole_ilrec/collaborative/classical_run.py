@@ -1,6 +1,7 @@
 """One run of one of RecBole's own models, in one process."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 from recbole.utils import init_seed
@@ -9,6 +10,7 @@ from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.report.costs import spent_on
+from recbole_ilrec.runtime.run_folder import at_work, claimed
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,17 @@ def run_classical(config: Config, data: Data, saved: bool = True) -> dict[str, A
     trainer = ClassicalTrainer(config, model)
     if config["resume_from_checkpoint"]:
         trainer.resume_checkpoint(config["resume_from_checkpoint"])
-    show = config["show_progress"]
-    with spent_on("supervised"):
-        score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
-    test = None
-    if config["eval_test"]:
-        with spent_on("evaluation"):
-            test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
-        if saved:
-            trainer.save_ranks("test")
+    elif saved:
+        trainer.folder = claimed(trainer.folder)
+    show, test = config["show_progress"], None
+    with at_work(trainer.folder) if saved else nullcontext():
+        with spent_on("supervised"):
+            score, valid = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
+        if config["eval_test"]:
+            with spent_on("evaluation"):
+                test = trainer.evaluate(data.test, load_best_model=saved, show_progress=show)
+            if saved:
+                trainer.save_ranks("test")
     return {
         "best_valid_score": float(score),
         "valid_score_bigger": config["valid_metric_bigger"],

@@ -30,7 +30,7 @@ from recbole_ilrec.configuration.recbole_values import check_metrics, check_valu
 from recbole_ilrec.configuration.run_keys import RunKeys
 from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.runtime.device import choose_device
-from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings, flat_sections
+from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings, flat_sections, in_parts, laid_over
 
 GIVEN = "config_dict or command line"
 DERIVED = "derived from other settings"
@@ -84,7 +84,7 @@ class Config(RecBoleConfig):
         self.origin: dict[str, str] = {}
         given = [(str(path), read_yaml(Path(path))) for path in config_file_list or ()]
         given.append((GIVEN, dict(config_dict or {})))
-        self.external_config_dict = {key: value for _, layer in given for key, value in layer.items()}
+        self.external_config_dict = laid_over([layer for _, layer in given])
         self.model, self.model_class, self.dataset = self._get_model_and_dataset(model, dataset)
         self._load_internal_config_dict(preset_name(self.model_class), self.model_class, self.dataset)
         own = self._own_layers()
@@ -95,7 +95,7 @@ class Config(RecBoleConfig):
         check_values(self.final_config_dict, self.model_class)
         check_paradigm(self.model, self.settings)
         if self.is_llm:
-            check_beta(self.settings, flat_sections(self.external_config_dict))
+            check_beta(self.settings, self.external_config_dict)
         beams = None
         if self.is_llm:
             beams = self.settings.decode.num_beams if self.settings.generates_lists else sys.maxsize
@@ -188,9 +188,7 @@ class Config(RecBoleConfig):
         final = dict(self.internal_config_dict)
         for origin, layer in layers:
             for key, value in layer.items():
-                if key == "eval_args" and isinstance(value, Mapping):
-                    value = {**final["eval_args"], **value} if isinstance(final.get("eval_args"), dict) else value
-                final[key] = value
+                final[key] = in_parts(key, final.get(key), value)
                 self.origin[key] = origin
             self.origin.update(dict.fromkeys(flat_sections(layer), origin))
         return final

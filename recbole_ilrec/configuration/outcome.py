@@ -7,7 +7,7 @@ when a comment changes); every record holds :func:`code_key`, and tables say whe
 import hashlib
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def settings_of_record(config: Config) -> dict[str, Any]:
 
 def supervised_settings(config: Config) -> list[Any]:
     """The settings that supervised fine-tuning depends on, the same for all models that begin with it."""
-    settings = config.settings.model_dump(mode="json", exclude=_OF_OTHER_STAGES)
+    settings = without_paths(config.settings).model_dump(mode="json", exclude=_OF_OTHER_STAGES)
     return [outcome_settings(config, but=_REPORTING), settings]
 
 
@@ -123,7 +123,7 @@ def interactions_key(config: Config) -> str | None:
 def settings_key(config: Config) -> str:
     """Names the settings that decide the outcome: those that the model reads."""
     if config.is_llm:
-        typed = config.settings.model_dump(mode="json", exclude={**HOW_RUN, **_unread(config.settings)})
+        typed = without_paths(config.settings).model_dump(mode="json", exclude={**HOW_RUN, **_unread(config.settings)})
     else:
         sections = getattr(config.model_class, "sections", ())
         typed = {name: getattr(config.settings, name).model_dump(mode="json") for name in sections}
@@ -131,15 +131,17 @@ def settings_key(config: Config) -> str:
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
     untested = [] if config["eval_test"] else ["without test"]  # a trial of a search is no line of a table
-    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested, *_own_code(config)])
+    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested, *own_code(config)])
 
 
-def _own_code(config: Config) -> list[list[str]]:
-    """The user's own model and loss with the hashes of their files: a run of code that changed is another run."""
-    objective = config.settings.objective
+def own_code(config: Config) -> list[list[str]]:
+    """The user's own model, loss and reward model with the hashes of their files: of code that changed all is new."""
+    objective, reward = config.settings.objective, config.settings.reward.model
     own = {place_of(config.model_class): config.model_class}
     if config.is_llm and is_place(objective):
         own[objective] = own_class("objective", objective)
+    if config.is_llm and is_place(reward):
+        own[reward] = own_class("model", reward)
     files = {place: getattr(sys.modules.get(found.__module__), "__file__", None) for place, found in own.items()}
     return [[place, _file_hash(Path(file)) if file else ""] for place, file in files.items() if is_place(place)]
 
@@ -155,23 +157,33 @@ def _unread(settings: Settings) -> dict[str, Any]:
     return {**OF_OTHER_MODELS, **dict.fromkeys(others, True)}
 
 
+def without_paths(settings: Settings) -> Settings:
+    """The same settings without :func:`given_paths`: what these hold is hashed, not how somebody typed them."""
+    return _with_paths(settings, dict.fromkeys(given_paths(settings), ""))
+
+
 def given_paths(settings: Settings) -> dict[str, Path]:
     """Dotted names of typed settings that name a file or folder that exists -> it, from any folder."""
     found = {}
     for name in _PATHS:
         section, _, field = name.partition(".")
         value = getattr(getattr(settings, section), field)
-        if value and Path(value).exists():
+        named = name.endswith(".template") and not str(value).endswith((".yaml", ".yml"))
+        if value and not named and Path(value).exists():
             found[name] = Path(value).resolve()
     return found
 
 
 def from_anywhere(settings: Settings) -> Settings:
     """The same settings with the paths of :func:`given_paths` in them."""
+    return _with_paths(settings, {name: str(path) for name, path in given_paths(settings).items()})
+
+
+def _with_paths(settings: Settings, paths: Mapping[str, str]) -> Settings:
     sections: dict[str, dict[str, str]] = {}
-    for name, path in given_paths(settings).items():
+    for name, path in paths.items():
         section, _, field = name.partition(".")
-        sections.setdefault(section, {})[field] = str(path)
+        sections.setdefault(section, {})[field] = path
     changed = {name: getattr(settings, name).model_copy(update=values) for name, values in sections.items()}
     return settings.model_copy(update=changed)
 
@@ -199,10 +211,24 @@ def run_key(config: Config) -> str:
     files += [Path(given)] if given and Path(given).is_file() else []
     hashes = {path.name: _file_hash(path) for path in files}
     if config.is_llm:
-        for name, path in given_paths(config.settings).items():
-            if name != "index.file":
-                hashes |= {f"{name}: {file.name}": _identity(file) for file in _deciding(path)}
+        hashes |= contents(config.settings, but="index.file")
     return _key([settings_key(config), hashes])
+
+
+def contents(settings: Settings, *sections: str, but: str = "") -> dict[str, str]:
+    """What the files hold that typed settings name, as hashes.
+
+    Args:
+        settings: all of them.
+        sections: look at these only; none: at all.
+        but: a setting that is left out.
+    """
+    return {
+        f"{name}: {file.name}": _identity(file)
+        for name, path in given_paths(settings).items()
+        if name != but and (not sections or name.partition(".")[0] in sections)
+        for file in _deciding(path)
+    }
 
 
 def _deciding(path: Path) -> list[Path]:

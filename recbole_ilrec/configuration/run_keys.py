@@ -1,6 +1,7 @@
 """What a run is made of, as hashes; :mod:`recbole_ilrec.configuration.outcome` takes them."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,8 @@ class RunKeys:
         settings: those that decide the outcome.
         run: tells runs with different outcomes apart.
         code: the modules of this package.
+        begun: ``run`` of the run that this one goes on with, where that was one with other settings or data: what
+            comes out is neither of both.
     """
 
     data: str
@@ -20,3 +23,11 @@ class RunKeys:
     settings: str
     run: str
     code: str
+    begun: str | None = None
+
+    def going_on(self, begun: str | None) -> "RunKeys":
+        """The keys of a run that goes on with the run ``begun``, as far as that is known."""
+        if begun is None or begun == self.run:
+            return self
+        mixed = hashlib.sha256(f"{begun} {self.run}".encode()).hexdigest()[: len(self.run)]
+        return replace(self, run=mixed, begun=begun)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from recbole_ilrec.collaborative.reward_model import item_vectors, note_cost, reward_key
-from recbole_ilrec.configuration.outcome import from_anywhere
+from recbole_ilrec.configuration.outcome import contents, from_anywhere
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.base import ItemIdentifiers
 from recbole_ilrec.identifiers.item_vectors import encoder_vectors, tfidf_vectors
@@ -97,6 +97,7 @@ def _learned(
         "texts": texts if settings.embedding in ("tfidf", "encoder") else dataset.content_key(),
         **({"reward": reward_key(config, dataset)} if settings.embedding == "cf" else {}),
         "backbone": wherever.backbone.model_dump(mode="json") if settings.embedding == "backbone" else None,
+        **({"read from": read} if (read := _read_from(config)) else {}),
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config["cache_dir"]) / f"{config['dataset']}-{key}.index.json"
@@ -125,6 +126,12 @@ def _note_costs(config: Any, dataset: Any, path: Path, costs: Path) -> None:
         note_earlier(json.loads(costs.read_text(encoding="utf-8")), of=path)
     if config.settings.index.embedding == "cf":
         note_cost(config, dataset)
+
+
+def _read_from(config: Any) -> dict[str, str]:
+    """What holds the model behind the items' vectors: another one under the same name makes other vectors."""
+    section = {"backbone": "backbone", "encoder": "index"}.get(config.settings.index.embedding)
+    return contents(config.settings, section, but="index.file") if section else {}
 
 
 def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSettings) -> torch.Tensor:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from recbole_ilrec.configuration.outcome import contents
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import install, made_once, staging_folder
 from recbole_ilrec.runtime import processes
@@ -35,6 +36,12 @@ def local_backbone(config: Any) -> BackboneSettings:
     if file is None:
         return settings
     return settings.model_copy(update={"path": str(_converted(file, settings.dtype, Path(config["cache_dir"])))})
+
+
+def read_from(config: Any, model: Any) -> list[Any]:
+    """What tells the pretrained weights that training begins from: their files, or the hub's commit."""
+    commit = getattr(model.backbone.model.config, "_commit_hash", None)
+    return [entry for entry in (contents(config.settings, "backbone"), commit) if entry]
 
 
 def packaged_file(package: str) -> Path | None:

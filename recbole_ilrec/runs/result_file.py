@@ -1,18 +1,39 @@
 """What a verb leaves as JSON for ``--result_file`` or ``--json``: checked before the work, written whole after it."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.preparation.files import require_writable
+from recbole_ilrec.preparation.files import require_writable, write_atomically
+from recbole_ilrec.report.record import machine
+
+logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
 """In the folder of a language model's run: its metrics, versions and command."""
 GAMMA = "gamma"
 """In that file: the strength of the statistic in BIGRec's grounding, where it was chosen on validation."""
+
+
+def keep_result(folder: Path, valid: Any, test: Any, gamma: float | None) -> None:
+    """Leave the metrics in the folder of a language model's run; a disk that is full now must not cost the result.
+
+    Args:
+        folder: the run's.
+        valid: metrics of the best validation.
+        test: metrics of the test part.
+        gamma: see :data:`GAMMA`.
+    """
+    content = {"valid": valid, "test": test, **machine(), **({} if gamma is None else {GAMMA: gamma})}
+    try:
+        with write_atomically(folder / RESULT) as stream:
+            json.dump(content, stream, indent=1)
+    except OSError as error:
+        logger.warning("The metrics could not be written to %s: %s", folder / RESULT, error)
 
 
 def check_result_file(path: Path, option: str = "result_file") -> None:

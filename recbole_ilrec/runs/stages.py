@@ -21,14 +21,15 @@ from recbole.utils import init_seed, set_color
 from recbole_ilrec.checks.finding import as_plain
 from recbole_ilrec.collaborative.reward_model import prefers, reward_key, weighs_titles
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
-from recbole_ilrec.configuration.outcome import supervised_settings
+from recbole_ilrec.configuration.outcome import own_code, supervised_settings
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.models.pretrained import read_from
 from recbole_ilrec.preparation.files import made_once, mirror, write_atomically
 from recbole_ilrec.report.costs import note_earlier, spent_on
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
-from recbole_ilrec.runs.result_file import GAMMA, RESULT
+from recbole_ilrec.runs.result_file import keep_result
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import fingerprint
 from recbole_ilrec.runtime.interrupts import Interrupted
@@ -38,7 +39,7 @@ from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
 from recbole_ilrec.settings import Settings
 from recbole_ilrec.training.best_weights import given_weights, require_same_data
-from recbole_ilrec.training.gamma_choice import ChosenGamma, choose_gamma
+from recbole_ilrec.training.gamma_choice import choose_gamma
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
 from recbole_ilrec.training.trainer import GenerativeTrainer
@@ -97,7 +98,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
             if config["eval_test"]:
                 of_test = _tested(trainer, data, saved, show)
         if here:
-            _keep_result(trainer.run_folder, best_result, of_test["test_result"], chosen)
+            keep_result(trainer.run_folder, best_result, of_test["test_result"], chosen.value if chosen else None)
     result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -109,12 +110,6 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         **({"layer_losses": trainer.progress.layer_losses} if config.settings.train.layer_losses else {}),
     }
     return result if chosen is None else {**result, "gamma": asdict(chosen)}
-
-
-def _keep_result(folder: Path, valid: Any, test: Any, chosen: ChosenGamma | None) -> None:
-    content = {"valid": valid, "test": test, **machine(), **({} if chosen is None else {GAMMA: chosen.value})}
-    with write_atomically(folder / RESULT) as stream:
-        json.dump(content, stream, indent=1)
 
 
 def _tested(trainer: GenerativeTrainer, data: Any, saved: bool, show: bool) -> dict[str, Any]:
@@ -245,8 +240,9 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
     own += [model.frozen_key] if model.frozen_key else []
     if weighs_titles(config.settings) or (kind == "preference" and prefers(config.settings)):
         own.append(reward_key(config, dataset))
+    own += ["ends items"] if template.ends_items else []
     data = [dataset.content_key(), template.variants, template.separator, items]
-    what = [*supervised_settings(config), *data, *own, *further]
+    what = [*supervised_settings(config), *data, *own, *own_code(config), *read_from(config, model), *further]
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
     return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"
@@ -255,7 +251,8 @@ def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, 
 def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
     """Let a run that was supervised fine-tuning and nothing else be the first stage of preference models."""
     best = trainer.run_folder / BEST
-    if not processes.is_first() or not best.is_dir():  # no epochs, no weights
+    mixed = trainer.config.keys is not None and trainer.config.keys.begun
+    if not processes.is_first() or not best.is_dir() or mixed:  # no epochs, no weights
         return
     folder = _folder(trainer.config, trainer.model, data.train._dataset, "supervised", [])
     if (folder / MANIFEST).is_file():

@@ -26,7 +26,7 @@ def choose_device(device: str, *, use_gpu: bool = True, gpu_id: object = None) -
     first = str(gpu_id).strip("()[]").split(",")[0].strip() if gpu_id is not None else ""
     if kind == "auto" and gpu_id is not None and not first:
         return torch.device("cpu")  # RecBole's way to ask for the CPU: an empty gpu_id
-    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1 and index != os.environ.get("LOCAL_RANK"):
         raise UserError(f"device={device} under torchrun: each process takes a GPU of its own. Choose --device=cuda.")
     wanted = index or os.environ.get("LOCAL_RANK") or first or "0"
     if not wanted.isdigit() or int(wanted) >= count:

@@ -7,7 +7,8 @@ import glob
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,26 @@ MARK = "run.json"
 
 
 def new_folder(config: Any) -> Path:
-    """``<checkpoint_dir>/<Model>-<dataset>-<time>``, with a number where a run of the same second has that name."""
+    """``<checkpoint_dir>/<Model>-<dataset>-<time>``, with a number where a run of the same second has that name.
+
+    It is not made: until it is, another process may take the same, see :func:`claimed` and :func:`at_work`.
+    """
     folder = Path(str(config["checkpoint_dir"])) / f"{config['model']}-{config['dataset']}-{get_local_time()}"
-    free, number = folder, 1
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+    return next(free for free in _numbered(folder) if not free.exists())
+
+
+def claimed(folder: Path) -> Path:
+    """A new folder that no other process takes, made now: ``folder``, or with a number where another was faster."""
+    for free in _numbered(folder):
+        with suppress(FileExistsError):
+            free.mkdir(parents=True)
+            return free
+    raise AssertionError
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
 
 
 def mark(folder: Path, config: Any) -> None:
@@ -51,7 +65,11 @@ def at_work(folder: Path) -> Iterator[None]:
     """
     with held(folder):
         clear_up(folder)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # only where nothing was written
 
 
 def newest_run(config: Any) -> Path | None:
@@ -63,6 +81,11 @@ def newest_run(config: Any) -> Path | None:
         if states and _key_of(folder) == config.keys.run:
             found.append((max(state.stat().st_mtime for state in states), folder))
     return max(found)[1] if found else None
+
+
+def begun_as(resumed: Path) -> str | None:
+    """Key of the run whose folder, or checkpoint in it, ``resumed`` is; ``None`` where it is not known."""
+    return _key_of(resumed) or _key_of(resumed.parent)
 
 
 def _key_of(folder: Path) -> str | None:

@@ -61,6 +61,7 @@ class WeightAverage:
         self.decay = decay
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.mean = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.swapping = False
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -89,8 +90,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the average, in place: shares are gathered from where they are."""
+        """Exchange the model's weights and the average, in place: shares are gathered from where they are.
+
+        ``swapping`` stays true where it is interrupted: neither of both is whole then.
+        """
+        self.swapping = True
         for name, parameter in self.trained.items():
             kept = parameter.detach().clone()
             parameter.copy_(self.mean[name])
             self.mean[name].copy_(kept)
+        self.swapping = False

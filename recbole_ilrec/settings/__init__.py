@@ -5,7 +5,7 @@ Each section is a frozen pydantic model that refuses unknown keys. Users write a
 ones also have a short flat name, listed in :data:`FLAT_KEYS` (``--alpha=0.8``). RecBole's own keys stay RecBole's.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -143,3 +143,18 @@ def flat_sections(layer: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def laid_over(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Layers as one that means the same: sections by their settings, what was given last comes last."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in flat_sections(layer).items():
+            whole[key] = in_parts(key, whole.pop(key, None), value)
+    return whole
+
+
+def in_parts(key: str, before: Any, value: Any) -> Any:
+    """A value laid over the one before it: ``eval_args`` may be given in part."""
+    parts = key == "eval_args" and isinstance(before, Mapping) and isinstance(value, Mapping)
+    return {**before, **value} if parts else value

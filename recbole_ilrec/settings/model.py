@@ -80,7 +80,7 @@ class TrainSettings(Section):
     bf16: bool = False
     """Compute in bfloat16 where that is safe (autocast) while training; the weights stay as they are."""
     max_steps: Natural | None = None
-    """Stop after this many optimiser steps."""
+    """Stop each stage of training after this many optimiser steps, if ``epochs`` does not end it before."""
     item_dropout: Probability = 0.0
     """Leave each history item out with this probability while training (the target stays)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -9,13 +9,23 @@ from transformers import TrainingArguments
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
+def last_step(steps: int, epochs: int, most: int | None) -> int:
+    """Number of a stage's last step: ``most`` ends it earlier, never later.
+
+    Args:
+        steps: of an epoch.
+        epochs: of the stage.
+        most: ``max_steps``.
+    """
+    return steps * epochs if most is None else min(most, steps * epochs)
+
+
 def training_arguments(config: Any, folder: Path) -> TrainingArguments:
     """What ``transformers.Trainer`` is told of a run that writes to ``folder``."""
     train = config.settings.train
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config["epochs"],
-        max_steps=train.max_steps or -1,
         learning_rate=config["learning_rate"],
         weight_decay=config["weight_decay"],
         adam_beta2=train.adam_beta2,

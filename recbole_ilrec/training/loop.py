@@ -191,7 +191,8 @@ class StepTrainer(Trainer):
                 return dict(self._evaluate_model(self))
         except Interrupted:
             # The others may be at another place, and no process can save without them.
-            if self.save and self.optimizer is not None and processes.world() == 1:
+            mixed = self.average is not None and self.average.swapping
+            if self.save and self.optimizer is not None and processes.world() == 1 and not mixed:
                 self._save_checkpoint(self.model)
             raise
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from recbole_ilrec.prompt.rows import StepPlan
 from recbole_ilrec.report.estimate import Part, may_stop
+from recbole_ilrec.training.arguments import last_step
 from recbole_ilrec.training.choice import evaluation_pairs
 from recbole_ilrec.training.epochs import evaluation_due
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
@@ -124,7 +125,7 @@ class Schedule:
         steps: of an epoch.
         epochs: of the training.
         every: epochs between two validations (``eval_step``).
-        most: steps after which it ends whatever ``epochs`` says (``max_steps``).
+        most: steps after which it ends at the latest (``max_steps``).
     """
 
     steps: int
@@ -135,7 +136,7 @@ class Schedule:
     @property
     def last(self) -> int:
         """Number of the last step."""
-        return self.most or self.steps * self.epochs
+        return last_step(self.steps, self.epochs, self.most)
 
     @property
     def validations(self) -> int:

@@ -61,6 +61,7 @@ class KeptRows:
             [config[name] for name in ("MAX_ITEM_LIST_LENGTH", "seed")],
             [prompt, template.variants, template.separator, model.catalog.digest],
             [config.settings.task, config.settings.candidates.model_dump(mode="json")],
+            *([["ends items"]] if template.ends_items else []),
         ]
 
     def get(self, kind: str, what: Mapping[str, Any], rows: int, compute: Callable[[Array], Array]) -> Array:

@@ -45,7 +45,7 @@ from recbole_ilrec.runtime.resumption import (
 from recbole_ilrec.runtime.run_folder import at_work, mark
 from recbole_ilrec.runtime.shards import whole
 from recbole_ilrec.runtime.weights import WeightAverage
-from recbole_ilrec.training.arguments import training_arguments
+from recbole_ilrec.training.arguments import last_step, training_arguments
 from recbole_ilrec.training.best_weights import load_best, save_best
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.training.epochs import Epochs, History, Progress, epoch_of, evaluation_due
@@ -100,7 +100,6 @@ class GenerativeTrainer:
         pairs = to_pairs(train_data._dataset.inter_feat, self.model)
         batches, sizes, targets = self.training_batches(train_data._dataset, pairs)
         self.metrics.collector.data_collect(train_data)
-        average = WeightAverage(self.model, train.ema) if train.ema else None
         if valid_data is not None:
             self.valid_pairs = evaluation_pairs(valid_data, self.model)
             if train.valid_users:
@@ -110,6 +109,8 @@ class GenerativeTrainer:
         parts = train.gradient_accumulation * arguments.world_size
         batch, seed = self.config["train_batch_size"], self.config["seed"]
         plan = StepPlan(sizes, targets, batch, parts, seed, batches.sizes, batches.group)
+        last = last_step(plan.steps, self.config["epochs"], train.max_steps)
+        arguments.max_steps = last if train.max_steps else -1
         loop = StepTrainer(
             self.model,
             arguments,
@@ -121,14 +122,13 @@ class GenerativeTrainer:
             keep=train.keep_checkpoints,
             save=saved,
             stop=StopSignals(),
-            average=average,
+            average=WeightAverage(self.model, train.ema) if train.ema else None,
             callbacks=self._reporting(),
         )
         loop.add_callback(Epochs(loop, self.config, validate=self.valid_pairs is not None, show=show_progress))
         self._watch = Stopwatch()
         try:
             with loop.stop:
-                last = train.max_steps or plan.steps * self.config["epochs"]
                 self._train(loop, last, partial(reward_table, self.model, train_data._dataset, pairs, show_progress))
                 if loop.stop.received is not None:
                     raise Interrupted(loop.stop.received)
