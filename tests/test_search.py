@@ -12,6 +12,7 @@ import yaml
 
 from recbole_ilrec import cli, quick_start, run_recbole_ilrec
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import run_key
 from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.errors import UserError
@@ -308,7 +309,10 @@ def test_the_best_settings_are_a_file_and_its_weights_are_tested_without_trainin
     straight = run_recbole_ilrec(
         config_file_list=[str(folder / "best.yaml")], config_dict={"device": "cpu"}, saved=False
     )
-    assert json.loads((ring / "out.json").read_text())["test_result"] == straight["test_result"]
+    out = json.loads((ring / "out.json").read_text())
+    assert out["test_result"] == straight["test_result"]
+    record = json.loads((ring / out["record"]).read_text().splitlines()[-1])
+    assert record["evaluation"]["run"] == run_key(Config(None, None, [folder / "best.yaml"])), "the run of a table"
 
 
 def test_a_failed_trial_is_shown_does_not_stop_the_others_and_is_tried_again(ring, monkeypatch, capsys):

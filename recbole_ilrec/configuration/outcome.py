@@ -92,7 +92,10 @@ def supervised_key(config: Config) -> str | None:
 
 def keys_of(config: Config) -> RunKeys:
     """What a run is made of now."""
-    return RunKeys(data_key(config), interactions_key(config), settings_key(config), run_key(config), code_key())
+    of_run, training = settings_key(config), [settings_key(config, tested=tested) for tested in (True, False)]
+    files = _file_hashes(config)
+    keys = frozenset(_key([settings, files]) for settings in training)
+    return RunKeys(data_key(config), interactions_key(config), of_run, _key([of_run, files]), code_key(), keys)
 
 
 def data_key(config: Config) -> str:
@@ -120,8 +123,13 @@ def interactions_key(config: Config) -> str | None:
     return _file_hash(path) if path.is_file() else None
 
 
-def settings_key(config: Config) -> str:
-    """Names the settings that decide the outcome: those that the model reads."""
+def settings_key(config: Config, tested: bool | None = None) -> str:
+    """Names the settings that decide the outcome: those that the model reads.
+
+    Args:
+        config: all of them.
+        tested: whether the test part is evaluated; default: ``eval_test``.
+    """
     if config.is_llm:
         typed = without_paths(config.settings).model_dump(mode="json", exclude={**HOW_RUN, **_unread(config.settings)})
     else:
@@ -130,7 +138,7 @@ def settings_key(config: Config) -> str:
         typed |= {"exclude_history": config.settings.decode.exclude_history, "eval_users": config.settings.eval_users}
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
-    untested = [] if config["eval_test"] else ["without test"]  # a trial of a search is no line of a table
+    untested = [] if (config["eval_test"] if tested is None else tested) else ["without test"]  # no line of a table
     return _key([config.model, config.dataset, outcome_settings(config), typed, *untested, *own_code(config)])
 
 
@@ -205,6 +213,11 @@ def request_of(config: Config) -> dict[str, Any]:
 
 def run_key(config: Config) -> str:
     """Names a run by its settings and every file of its dataset: equal keys, equal results (on equal machines)."""
+    return _key([settings_key(config), _file_hashes(config)])
+
+
+def _file_hashes(config: Config) -> dict[str, str]:
+    """Of every file of the data set and of those that settings name."""
     folder = Path(config["data_path"])
     files = sorted(path for path in folder.glob(f"{config['dataset']}.*") if path.is_file())
     given = config.settings.index.file
@@ -212,7 +225,7 @@ def run_key(config: Config) -> str:
     hashes = {path.name: _file_hash(path) for path in files}
     if config.is_llm:
         hashes |= contents(config.settings, but="index.file")
-    return _key([settings_key(config), hashes])
+    return hashes
 
 
 def contents(settings: Settings, *sections: str, but: str = "") -> dict[str, str]:

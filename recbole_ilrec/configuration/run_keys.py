@@ -14,6 +14,7 @@ class RunKeys:
         settings: those that decide the outcome.
         run: tells runs with different outcomes apart.
         code: the modules of this package.
+        training: ``run`` of all runs with this training: a trial of a search, which leaves the test part alone, is one.
         begun: ``run`` of the run that this one goes on with, where that was one with other settings or data: what
             comes out is neither of both.
     """
@@ -23,11 +24,12 @@ class RunKeys:
     settings: str
     run: str
     code: str
+    training: frozenset[str]
     begun: str | None = None
 
     def going_on(self, begun: str | None) -> "RunKeys":
         """The keys of a run that goes on with the run ``begun``, as far as that is known."""
-        if begun is None or begun == self.run:
+        if begun is None or begun in self.training:
             return self
         mixed = hashlib.sha256(f"{begun} {self.run}".encode()).hexdigest()[: len(self.run)]
         return replace(self, run=mixed, begun=begun)
