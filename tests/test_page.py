@@ -301,7 +301,10 @@ def test_runs_tables_and_what_is_unfinished_come_onto_the_page_without_a_new_run
     assert capsys.readouterr().out == "pages/mine.html: 2 runs\n"
     text = (ring / "pages/mine.html").read_text()
     said = Parsed(text).text
-    assert "A < B" in said and "Overall performance. Test part; mean ± standard deviation over seeds 1, 2." in said
+    assert (
+        "A < B" in said
+        and "Overall performance. Test part, all 60 users; mean ± standard deviation over seeds 1, 2." in said
+    )
     assert "SASRec-cut left no record" in said and "Not shown, table gone.yaml" in said
     assert "no history of losses" not in said and text.count("<svg") == 2
     assert cli.main(["report", "--out=pages/mine.html"]) == 0  # its own page is replaced
@@ -322,7 +325,7 @@ def test_a_figure_and_the_table_of_its_numbers_are_one_place_on_the_page(ring, m
     text = (ring / "report.html").read_text()
     assert text.count("<h3>own-against</h3>") == 1 and "Difference to A: mean over the seeds" in Parsed(text).text
     assert text.count("<h3>own</h3>") == 1 and "as error bars" not in text and 'id="asked-0"' in text
-    assert text.count('id="asked-2"') == 0 and "Steps. Test part; one seed" in Parsed(text).text
+    assert text.count('id="asked-2"') == 0 and "Steps. Test part, all 60 users; one seed" in Parsed(text).text
 
 
 def test_trials_of_a_search_are_named_and_not_shown(ring, capsys):
