@@ -47,7 +47,7 @@ setup(
         "texttable",
         "psutil",
         "tabulate",
-        "transformers>=5",
+        "transformers>=5.19",  # before it a trainer divides an accumulated loss twice
         "accelerate",
         "peft",
         "safetensors",

@@ -48,7 +48,7 @@ class TokenBatch:
         targets: ``[N]`` int64, the token to predict there.
         node: ``[N]`` int64, trie node reached by the identifier's tokens before the target; -1 outside the trie.
         target: ``[N]`` int64, number of the training target (item to predict) the token belongs to, in the order of
-            the data set's targets; -1 where the answer is no item.
+            the data set's targets; -1 where the answer follows no history (other tasks), so that it has no rewards.
         ilrec_rows: ``[N]`` bool, whether ILRec's terms apply (the ``seqrec`` task), or ``None`` for all.
         row_keys: ``[B]`` int64, which decide all that a training step leaves to chance in a row
             (:mod:`recbole_ilrec.chance`), or ``None``: then it is drawn anew.

@@ -122,9 +122,9 @@ def test_rewards_stay_probabilities_when_the_history_holds_every_item():
         def to(self, _device):
             return self
 
-    rows = Rows(user=torch.tensor([1, 2]), time=torch.tensor([9.0, 9.0]))
+    rows = Rows(user=torch.tensor([1, 2]), time=torch.tensor([9.0, 9.0]), item=torch.tensor([1, 3]))
     seen = Sequences(torch.tensor([0, 0, 3, 4]), torch.tensor([1, 2, 3, 2]), torch.arange(4.0))
-    dataset = SimpleNamespace(uid_field="user", time_field="time", sequences=seen)
+    dataset = SimpleNamespace(uid_field="user", time_field="time", iid_field="item", sequences=seen)
     probabilities = RewardModel(Uniform(), dataset, mask_history=True).probabilities(rows)
     torch.testing.assert_close(probabilities, torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0, 0.5]]).double())
 
@@ -166,15 +166,19 @@ def test_whatever_is_dropped_a_row_keeps_a_past_and_its_own_targets(cut):
             assert targets.tolist() == pairs.target[example.targets].tolist()
 
 
-def test_the_two_verbs_of_scoring_agree(place):
-    settings = long_histories(place)
+@pytest.mark.parametrize("excluded", [False, True])
+def test_the_two_verbs_of_scoring_agree(place, excluded):
+    settings = {**long_histories(place), "exclude_history": excluded}
     config = Config("LCRec", "long", None, settings)
     data = build_data(config)
     model = config.model_class(config, data.train._dataset).eval()
     rows = data.test._dataset.inter_feat[torch.arange(4)]
+    rows["item_id"][0] = rows["item_id_list"][0, 0]  # one that the user has had
     every = model.full_sort_predict(rows)
     assert every.shape == (4, 13) and (every[:, 0] == -torch.inf).all()
-    torch.testing.assert_close(every[torch.arange(4), rows["item_id"]], model.predict(rows), atol=1e-4, rtol=0)
+    own = every[torch.arange(4), rows["item_id"]]
+    torch.testing.assert_close(own, model.predict(rows), atol=1e-4, rtol=0)
+    assert bool(own.isinf().any()) == excluded
 
 
 # ---- checkpoints

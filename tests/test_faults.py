@@ -21,6 +21,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation import files
 from recbole_ilrec.preparation.files import held
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runtime import interrupts
 from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.history import read_history
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals, raised
@@ -156,13 +157,26 @@ def test_going_back_to_an_older_checkpoint_brings_back_the_best_weights_of_then(
     assert all(torch.equal(brought_back["model"][name], value) for name, value in then["model"].items())
 
 
-def test_a_second_signal_stops_at_once():
-    with pytest.raises(Interrupted), StopSignals() as stop:
+def test_a_second_signal_stops_at_once_unless_a_scheduler_and_a_plan_both_sent_it(monkeypatch):
+    for first, second in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)):
+        with pytest.raises(Interrupted), StopSignals() as stop:
+            os.kill(os.getpid(), first)
+            assert stop.received == first
+            os.kill(os.getpid(), second)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received == signal.SIGTERM
+        assert stop.received == signal.SIGINT
+    monkeypatch.setattr(interrupts, "TOGETHER", 0.0)
+    with pytest.raises(Interrupted), StopSignals():
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.undo()
     with pytest.raises(Interrupted) as error, raised():
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # while the first is cleaned up after
     assert error.value.status == 143
 
 

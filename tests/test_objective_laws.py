@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,22 @@ def test_monitors_count_what_they_say():
     assert 0 < terms.monitors["penalised"] <= 15
     assert terms.monitors["negatives"] > terms.monitors["penalised"]
     assert 0 <= terms.monitors["frac_negative_logit"] <= terms.monitors["penalised"]
+
+
+def test_rewards_regularise_nothing_that_answers_no_history():
+    """A30: other tasks have none, even where their rows take part in the other terms."""
+    step = random_step(15, 13)
+    silent = torch.arange(15) % 3 == 0
+    batch = replace(step.batch(), target=step.batch().target.masked_fill(silent, -1))
+    objective = build_objective("ilrec", ILRecSettings(**STRONG), step.item_tokens, eos_id=0)
+    mixed, whole = objective(step.states(), batch, step.legal), step.run(**STRONG)
+    alone = step.run(**STRONG, use_crr=False)
+    for part in ("cpo", "cpd"):
+        torch.testing.assert_close(mixed.parts[part], whole.parts[part])
+    assert 0 < mixed.parts["crr"] < whole.parts["crr"]
+    assert mixed.monitors["outside_trie"] < whole.monitors["outside_trie"]
+    final, *_ = step.gradients(mixed.total)
+    torch.testing.assert_close(final[silent], step.gradients(alone.total)[0][silent])
 
 
 def test_distillation_does_not_reach_the_last_layer():

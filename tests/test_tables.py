@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -20,6 +23,7 @@ from recbole_ilrec.report.plan import narrowed, read_plan
 from recbole_ilrec.report.record import append_record
 from recbole_ilrec.report.statistics import holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import Cell, Line, Table, latex, markdown, marked, to_csv
+from recbole_ilrec.runtime.interrupts import Interrupted, raised
 from recbole_ilrec.verbs import experiments
 from recbole_ilrec.verbs.experiments import Experiments, Outcome, newest_resumable
 from recbole_ilrec.verbs.printed import paper_table
@@ -405,6 +409,29 @@ def test_runs_with_one_supervised_stage_go_one_after_another(ring, monkeypatch):
     assert {"LCRec", "ILRec", "SASRec"} in together
     assert {threads[name] for name in ("LCRec", "SASRec", "ILRec")} == {"--num_threads=2"}  # of eight
     assert threads["SDPO"] == "--num_threads=8"  # the last one has them all
+
+
+def test_a_plan_that_is_terminated_tells_its_runs_to_save(ring, tmp_path, monkeypatch):
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/sh\ntrap 'echo saved; exit 143' TERM\necho begun\nwhile :; do sleep 0.05; done\n")
+    stub.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    grid, runs = (
+        Grid(narrowed(plan_of("main"), datasets=["ring"], models=["SASRec", "GRU4Rec"], seeds=[1]), {}),
+        Experiments({}),
+    )
+    first, second = grid.all_runs()
+    log = runs.folder(first) / experiments.LOG
+
+    def terminate():
+        while not log.is_file() or log.read_text() != "begun\n":
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate, daemon=True).start()
+    with pytest.raises(Interrupted), raised():
+        runs.make([first, second], 1, lambda *_: pytest.fail("came to its end"))
+    assert log.read_text() == "begun\nsaved\n" and not runs.folder(second).exists()
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,24 @@ def test_item_probabilities_leave_padding_out_and_follow_the_temperature():
 
 def test_history_can_be_masked_unless_it_holds_every_item():
     scores = torch.zeros(2, 4)
-    history = torch.tensor([[2, 0, 0], [1, 2, 3]])
-    got = item_probabilities(scores, history=history)
+    seen = torch.tensor([[False, False, True, False], [True] * 4])
+    got = item_probabilities(scores, seen=seen)
     torch.testing.assert_close(got, torch.tensor([[0.5, 0, 0.5], [1 / 3] * 3], dtype=torch.float64))
+
+
+def test_a_target_that_the_user_returns_to_keeps_its_probability():
+    """Else its reward would be 0, and Eq. 11 would teach against it."""
+    scores, seen = torch.zeros(3, 4), torch.tensor([[False, True, True, False], [False] * 4, [True] * 4])
+    got = item_probabilities(scores, seen=seen, target=torch.tensor([2, 1, 3]))
+    expected = torch.tensor([[0, 0.5, 0.5], [1 / 3] * 3, [1 / 3] * 3], dtype=torch.float64)
+    torch.testing.assert_close(got, expected)
+
+
+def test_candidates_take_the_place_of_all_items_and_history_is_masked_among_them():
+    scores, candidates = torch.zeros(2, 4), torch.tensor([[1, 3, 0], [1, 2, 0]])
+    seen = torch.tensor([[False, True, False, False], [False, True, True, False]])
+    got = item_probabilities(scores, candidates=candidates, seen=seen)
+    torch.testing.assert_close(got, torch.tensor([[0, 0, 1], [0.5, 0.5, 0]], dtype=torch.float64))
 
 
 @pytest.mark.skipif(not INDEX.exists(), reason="the Instruments index is not beside this checkout")

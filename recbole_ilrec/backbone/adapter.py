@@ -53,14 +53,26 @@ def attach_adapter(model: Any, settings: AdapterSettings, new_rows: Sequence[int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
-    for name, parameter in adapted.named_parameters():
-        if "trainable_tokens_delta" in name:  # an AdamW step is below the precision of bfloat16
+    for name, parameter in adapted.named_parameters():  # an AdamW step is below the precision of bfloat16
+        if "trainable_tokens_delta" in name:
             parameter.data = parameter.data.float()
     if settings.rows == "all":
-        # Not as modules that peft copies: a copy of GPT-2's embedding would be tied to the head no longer.
-        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-            embedding.weight.requires_grad_(True)
+        _train_embeddings(model)
     return adapted
+
+
+def _train_embeddings(model: Any) -> None:
+    """Both embeddings learn, in float32 whatever the precision of the rest, which still gets its own.
+
+    They are no modules that peft copies: a copy of GPT-2's embedding would be tied to the head no longer.
+    """
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    precision = inputs.weight.dtype
+    for embedding in (inputs, outputs):
+        embedding.weight.data = embedding.weight.data.float()
+        embedding.weight.requires_grad_(True)
+    if precision != torch.float32:  # the head's states and weights meet in backbone/head.py
+        inputs.register_forward_hook(lambda _module, _tokens, vectors: vectors.to(precision))
 
 
 def _linear_layers(model: Any) -> set[str]:

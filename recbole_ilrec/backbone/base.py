@@ -267,7 +267,8 @@ class Backbone(nn.Module):
 
     def _bias(self, seen: Tensor) -> Tensor:
         """A boolean mask as what is added to attention scores."""
-        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+        precision = next(self._parts[2].parameters()).dtype  # that of the blocks; embeddings that learn have another
+        bias = torch.zeros(seen.shape, dtype=precision, device=seen.device)
         return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
     @torch.no_grad()

@@ -41,10 +41,15 @@ def load_causal_lm(
 
     Raises:
         UserError: the path is no model folder and cannot be fetched; the model is not of a kind that can be used; or
-            quantised weights without adapters.
+            quantised or bfloat16 weights without adapters.
     """
     if settings.quantization and not adapter.lora:
         raise UserError("quantization=nf4 keeps the weights frozen: train adapters on them with --lora=true.")
+    if settings.dtype != "float32" and not adapter.lora:
+        raise UserError(
+            f"backbone.dtype={settings.dtype} rounds most steps of training away where the weights themselves learn: "
+            "train adapters on them with --lora=true, or keep float32 weights and compute with --train.bf16=true."
+        )
     tokenizer, model = _load(settings, device)
     if settings.quantization and settings.dequantise:
         model = model.dequantize()

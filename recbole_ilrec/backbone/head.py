@@ -24,9 +24,18 @@ def logits(head: nn.Module, states: Tensor) -> Tensor:
     """``[n, H] -> [n, V]``."""
     trained = _trained_rows(head)
     if trained is None:
-        return head(states)
+        return _product(head, states)
     found = trained.base(states)
     return found.index_copy_(-1, trained.tokens, linear(states, trained.weight.to(states.dtype)).to(found.dtype))
+
+
+def _product(head: Any, states: Tensor) -> Tensor:
+    """In the precision of the states; weights that learn have a greater one. Autocast sees to that by itself."""
+    if type(head) is not nn.Linear or head.weight.dtype == states.dtype:
+        return head(states)
+    if torch.is_autocast_enabled(states.device.type):
+        return head(states)
+    return linear(states, *(x.to(states.dtype) for x in (head.weight, head.bias) if x is not None))
 
 
 def is_matrix(head: nn.Module) -> bool:

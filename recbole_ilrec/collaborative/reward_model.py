@@ -6,6 +6,7 @@ Knows RecBole's models and the cache; never tokens or the trie (see ``recbole_il
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.files import made_once
 from recbole_ilrec.report.costs import REWARD, note_earlier, note_made, spent_on
+from recbole_ilrec.reward.token_reward import item_probabilities
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, check_kind, fingerprint, load_state, plain_entry
 from recbole_ilrec.runtime.generators import random_state, set_random_state
@@ -44,7 +46,7 @@ class RewardModel:
         model: the recommender, already trained.
         dataset: the dataset whose item ids it knows.
         temperature: of the softmax over items.
-        mask_history: give items of the user's history no probability.
+        mask_history: give items of the user's history no probability, but for the truth.
     """
 
     def __init__(
@@ -63,34 +65,47 @@ class RewardModel:
     @torch.no_grad()
     def scores(self, rows: Interaction) -> Tensor:
         """Scores of all real items after each row's history, ``[B, I]`` float32 in the order of internal ids 1 .. I."""
+        return self._scores(rows)[:, 1:]
+
+    def _scores(self, rows: Interaction) -> Tensor:
         self.model.eval()
         device = next(self.model.parameters()).device
-        return self.model.full_sort_predict(rows.to(device)).view(len(rows), -1)[:, 1:].float().cpu()
+        return self.model.full_sort_predict(rows.to(device)).view(len(rows), -1).float().cpu()
 
-    def probabilities(self, rows: Interaction, candidates: np.ndarray | None = None) -> Tensor:
-        """R of Eq. 10, the softmax of the scores over real items: ``[B, I]`` float64, each row sums to 1.
-
-        Choice: the paper does not say what Eq. 10 becomes where a user chooses among candidates. They take the place
-        of all items: R is the softmax over them alone, and tokens that lead to none of them get no reward.
+    @torch.no_grad()
+    def probabilities(
+        self, rows: Interaction, candidates: np.ndarray | None = None, past: Sequence[np.ndarray] | None = None
+    ) -> Tensor:
+        """R of Eq. 10 (:func:`~recbole_ilrec.reward.token_reward.item_probabilities`).
 
         Args:
-            rows: rows of the dataset's training, validation or test part.
+            rows: rows of the dataset's training, validation or test part, or others with their ``past``.
             candidates: ``[B, C]`` item ids, 0 where a row has fewer; only these may have a probability.
+            past: what the user of each row has had before; by default what the dataset says.
+
+        Returns:
+            ``[B, I]`` float64, each row sums to 1.
         """
-        scores = self.scores(rows).double() / self.temperature
-        if candidates is not None:
-            outside = torch.ones(len(scores), scores.shape[1] + 1, dtype=torch.bool)
-            outside.scatter_(1, torch.from_numpy(candidates).long(), False)
-            scores = scores.masked_fill(outside[:, 1:], -torch.inf)
-        if self.mask_history:
+        scores = self._scores(rows)
+        return item_probabilities(
+            scores,
+            self.temperature,
+            candidates=None if candidates is None else torch.from_numpy(candidates).long(),
+            seen=self._seen(rows, past, scores) if self.mask_history else None,
+            target=rows[self.dataset.iid_field].cpu() if self.mask_history else None,
+        )
+
+    def _seen(self, rows: Interaction, past: Sequence[np.ndarray] | None, scores: Tensor) -> Tensor:
+        """``[B, I + 1]`` bool, what each user has had before."""
+        if past is None:
             fields = self.dataset.uid_field, self.dataset.time_field
             row, item = self.dataset.sequences.before(*(rows[field].cpu() for field in fields))
-            seen = torch.zeros_like(scores, dtype=torch.bool)
-            seen[row, item - 1] = True
-            # A history that holds every item is not masked: there would be nothing to recommend.
-            left = (~seen & (scores > -torch.inf)).any(1, keepdim=True)
-            scores = scores.masked_fill(seen & left, -torch.inf)
-        return torch.softmax(scores, dim=-1)
+        else:
+            row = torch.repeat_interleave(torch.arange(len(past)), torch.tensor(list(map(len, past)), dtype=torch.long))
+            item = torch.from_numpy(np.concatenate([*past, np.zeros(0, dtype=np.int64)])).long()
+        seen = torch.zeros(scores.shape, dtype=torch.bool)
+        seen[row, item] = True
+        return seen
 
 
 def load_reward_model(config: Config, dataset: SequenceDataset) -> RewardModel:

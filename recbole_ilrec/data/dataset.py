@@ -1,8 +1,8 @@
 """RecBole's sequential dataset in exact time order, with the raw item texts, and the loaders built from it.
 
 Rows, split and loaders are RecBole's: one row per prefix of a sequence, each user's last row for test and the one
-before for validation. What differs: the ``.inter`` file is checked row by row, timestamps keep their exact order, texts
-are read as they stand in the ``.item`` file, and augmentation is vectorised.
+before for validation, as long as one is left to train on. What differs: the ``.inter`` file is checked row by row,
+timestamps keep their exact order, texts are read as they stand in the ``.item`` file, and augmentation is vectorised.
 """
 
 import logging

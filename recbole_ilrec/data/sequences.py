@@ -76,6 +76,7 @@ def as_rows(pairs: Pairs, dataset: Any) -> Interaction:
         dataset.uid_field: pairs.user,
         dataset.item_id_list_field: pairs.history,
         dataset.item_list_length_field: pairs.length,
+        dataset.iid_field: pairs.target,
     }
     return Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
 

@@ -278,25 +278,26 @@ class GenerativeRecommender(SequentialRecommender):
     def predict(self, interaction: Interaction) -> Tensor:
         """RecBole's verb: the score that decoding gives each row's item after its history, ``[B]``.
 
-        Where the task is to choose among candidates, it is -inf for an item that is none of the row's; with BIGRec's
-        grounding it is the negative distance, as in :meth:`full_sort_predict`.
+        Where the task is to choose among candidates, it is -inf for an item that is none of the row's, and under
+        ``decode.exclude_history`` for one that the user has had; with BIGRec's grounding it is the negative distance,
+        as in :meth:`full_sort_predict`.
         """
         if self.settings.task == "candidates" or self.title_ranker is not None:
             chosen = interaction[self.POS_ITEM_ID].to(self.backbone.device)
             return self.full_sort_predict(interaction).gather(1, chosen[:, None])[:, 0]
-        rows = self.encoded(to_pairs(interaction.cpu(), self))
+        pairs = to_pairs(interaction.cpu(), self)
+        rows = self.encoded(pairs)
         batch = self.encoder.collate(rows).to(self.backbone.device)
-        states = self.backbone.layer_states(batch.input_ids, batch.select)
-        logits = states.head(states.final).float()
-        chosen = logits.gather(1, batch.targets[:, None])[:, 0]
+        logits = self.backbone.head(self.backbone.layer_states(batch.input_ids, batch.select).final).float()
         if self.settings.decode.renormalise:
             legal = legal_tokens(self.catalog.trie, batch.node.cpu()).to(logits.device)
-            illegal = torch.ones_like(logits, dtype=torch.bool)
-            illegal[legal.row, legal.token] = False
-            logits = logits.masked_fill(illegal, -torch.inf)
-        chosen = chosen - logits.logsumexp(1)
+            at = legal.row, legal.token
+            logits = torch.full_like(logits, -torch.inf).index_put(at, logits[at])
+        chosen = logits.log_softmax(1).gather(1, batch.targets[:, None])[:, 0]
         owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row.target) for row in rows]))
-        return torch.zeros(len(rows), device=chosen.device).index_add_(0, owner.to(chosen.device), chosen)
+        scores = torch.zeros(len(rows), device=chosen.device).index_add_(0, owner.to(chosen.device), chosen)
+        left_out = torch.from_numpy(pairs.repeats() & self.settings.decode.exclude_history).to(scores.device)
+        return scores.masked_fill(left_out, -torch.inf)
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Interaction) -> Tensor:

@@ -26,7 +26,8 @@ def soft_labels(
     ``crr_temperature`` sharpens it and ``crr_label: normalised`` takes the rewards themselves, divided by their sum
     over H. Where that sum is 0, all of the label is the truth's.
 
-    Choice: a prefix outside the trie has no rewards; then r is 1 for the truth and 0 elsewhere.
+    Choice: a prefix outside the trie has no rewards; then r is 1 for the truth and 0 elsewhere. (An answer that is no
+    item after a history has none either; there Eq. 11 is left out.)
 
     Choice: ``r_truth_floor`` lifts a reward of the truth that is below it; as printed there is no floor (0).
 

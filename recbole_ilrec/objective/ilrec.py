@@ -4,7 +4,6 @@ Knows states, logits, targets and trie children; never items, prompts, models or
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,45 +14,14 @@ from recbole_ilrec.objective.blocks import HeadLoss, Tables
 from recbole_ilrec.objective.cpd import layer_distillation, sampled
 from recbole_ilrec.objective.cpo import frac_negative_logit, penalised_cross_entropy
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
-from recbole_ilrec.objective.distribution import Distribution, distribution
 from recbole_ilrec.objective.ragged import RowLists, in_order, pair_mask
 from recbole_ilrec.objective.self_hard import ensemble_logits, ensemble_of_logits, negatives_under, penalty_weights
-from recbole_ilrec.objective.sft import at_least_float32
+from recbole_ilrec.objective.step_rows import BlockRows, StepRows
 from recbole_ilrec.schema import LayerStates, LegalTokens, LossTerms, TokenBatch
 from recbole_ilrec.settings import ILRecSettings
 
 PARTS = ("cpo", "cpd", "crr")
 MONITORS = ("ce", "negatives", "penalised", "frac_negative_logit", "outside_trie")
-
-
-class _Rows(NamedTuple):
-    """Rows of a block; see :meth:`ILRec.__call__`."""
-
-    final: Distribution
-    targets: Tensor
-    active: Tensor | None
-    legal: LegalTokens | None
-    outside: Tensor
-
-
-class _Step(NamedTuple):
-    """All rows of a step, those of Eq. 8 first."""
-
-    targets: Tensor
-    active: Tensor | None
-    legal: RowLists | None
-    scale: float
-
-    def rows(self, tables: Tables) -> _Rows:
-        """Those of a block; ``outside`` says which have no legal token."""
-        own = slice(tables.low, tables.high)
-        return _Rows(
-            distribution(at_least_float32(tables.final)),
-            self.targets[own],
-            None if self.active is None else self.active[own],
-            None if self.legal is None else self.legal.rows(tables.low, tables.high),
-            self.targets.new_zeros(0) if self.legal is None else self.legal.empty[own],
-        )
 
 
 class ILRec:
@@ -149,9 +117,11 @@ class ILRec:
             spare_head=settings.cpd_detach_head,
             narrow=self._narrow_head(states) if distilled else (),
         )
-        step = _Step(
+        rewarded = self._rewarded(batch, active)
+        step = StepRows(
             in_order(batch.targets, order),
             None if active is None else in_order(active, order),
+            None if rewarded is None else in_order(rewarded, order),
             None if legal is None else RowLists(legal, batch.count, order),
             scale,
         )
@@ -184,6 +154,13 @@ class ILRec:
             active = content if active is None else active & content
         return active
 
+    def _rewarded(self, batch: TokenBatch, active: Tensor | None) -> Tensor | None:
+        """``[N]`` bool, tokens to which Eq. 11 applies: those of :meth:`active` that answer a history (A30)."""
+        answers = batch.target >= 0
+        if not self.crr_weight or bool(answers.all()):
+            return active
+        return answers if active is None else active & answers
+
     def _distilled(
         self, batch: TokenBatch, active: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor | None, int, float]:
@@ -202,19 +179,19 @@ class ILRec:
         chosen = torch.stack(masks).all(0)
         return chosen.byte().argsort(descending=True, stable=True), int(chosen.sum()), scale / share
 
-    def _sums(self, step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _sums(self, step: StepRows, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of all parts and monitors."""
         sums = {name: value.sum() for name, value in values.items()}
         sums["cpd"] *= step.scale
         sums["penalised"] = (values["negatives"] > 0).sum().to(sums["ce"].dtype)
         if self.crr_weight and step.legal is not None:
-            outside = step.legal.empty if step.active is None else step.legal.empty & step.active
+            outside = step.legal.empty if step.rewarded is None else step.legal.empty & step.rewarded
             sums["outside_trie"] = outside.sum().to(sums["ce"].dtype)
         return sums
 
-    def _block(self, step: _Step, tables: Tables) -> dict[str, Tensor]:
+    def _block(self, step: StepRows, tables: Tables) -> dict[str, Tensor]:
         """Parts and monitors of each row of a block, and into ``tables`` the gradient of the weighted total."""
-        rows = step.rows(tables)
+        rows = step.block(tables.low, tables.high, tables.final)
         ce = rows.final.cross_entropy(rows.targets)
         values = dict.fromkeys(PARTS + MONITORS, ce.new_zeros(0))
         values["ce"] = ce
@@ -232,7 +209,7 @@ class ILRec:
             tables.final.copy_(by_final)
         return values
 
-    def _negatives(self, tables: Tables, rows: _Rows) -> Tensor | None:
+    def _negatives(self, tables: Tables, rows: BlockRows) -> Tensor | None:
         """``[n, V]`` of 0 and 1, Eq. 4-5; ``None`` where no part uses them."""
         if not self._uses_negatives:
             return None
@@ -241,7 +218,9 @@ class ILRec:
         )
         return negatives if rows.active is None else negatives.mul_(rows.active[:, None])
 
-    def _penalised(self, tables: Tables, rows: _Rows, negatives: Tensor | None, values: dict[str, Tensor]) -> Tensor:
+    def _penalised(
+        self, tables: Tables, rows: BlockRows, negatives: Tensor | None, values: dict[str, Tensor]
+    ) -> Tensor:
         """Eq. 6-7: adds to ``values``; the derivative by the final logits.
 
         Choice: weights are coefficients, so no gradient flows through them; ``detach_weights: false`` lets it.
@@ -270,10 +249,10 @@ class ILRec:
         return by_final
 
     def _regularised(
-        self, rows: _Rows, legal: LegalTokens, negatives: Tensor | None, values: dict[str, Tensor]
+        self, rows: BlockRows, legal: LegalTokens, negatives: Tensor | None, values: dict[str, Tensor]
     ) -> Tensor:
         """Eq. 11: adds to ``values``; the derivative by the final logits."""
-        settings, active = self.settings, rows.active
+        settings, rewarded = self.settings, rows.rewarded
         scope = negatives
         if settings.crr_scope == "legal" or scope is None:
             scope = pair_mask(legal, rows.final.p)
@@ -288,12 +267,12 @@ class ILRec:
         )
         value = collaborative_regularisation(rows.final, labels)
         difference = torch.sub(rows.final.p, labels, out=labels)
-        if active is not None:
-            value, difference = value * active, difference.mul_(active[:, None])
+        if rewarded is not None:
+            value, difference = value * rewarded, difference.mul_(rewarded[:, None])
         values["crr"] = value
         return difference
 
-    def _distil(self, tables: Tables, rows: _Rows, step: _Step, values: dict[str, Tensor]) -> Tensor | None:
+    def _distil(self, tables: Tables, rows: BlockRows, step: StepRows, values: dict[str, Tensor]) -> Tensor | None:
         """Eq. 8: adds to ``values``; leaves the students' derivatives in their table.
 
         Returns:

@@ -51,6 +51,10 @@ class Pairs:
             return self.histories(np.arange(len(self)))
         return [self.timeline[low:high] for low, high in self.past]
 
+    def repeats(self) -> Array:
+        """``[rows]`` bool, whether the user has had the target before."""
+        return np.array([target in past for target, past in zip(self.target, self.seen(), strict=True)], dtype=bool)
+
     def take(self, rows: Array) -> "Pairs":
         """Some of the rows."""
         past, offered = (None if column is None else column[rows] for column in (self.past, self.candidates))
@@ -120,15 +124,19 @@ class TrainRows:
         return self.num_items - self._split
 
     def sizes(self, epoch: int) -> tuple[Array, Array]:
-        """``[rows]`` items and targets of each row after the item dropout of an epoch (targets: at most)."""
+        """``[rows]`` items and targets of each row after the item dropout of an epoch."""
         if not self.item_dropout:
             return self.num_items, self.num_targets
         self._draw(epoch)
         whole, keep = self.num_items, self._keep.copy()
         keep[self._start[1:] - 1] |= self.num_targets == 1
-        items = np.add.reduceat(keep.astype(np.int64), self._start[:-1])
-        items = np.where(items > 1, items, whole)
-        return items, np.clip(items - 1, 1, self.num_targets)
+        is_target = np.ones(len(keep), dtype=bool)
+        is_target[_runs(self._start[:-1], self._split)] = False
+        items, targets = (np.add.reduceat(kept.astype(np.int64), self._start[:-1]) for kept in (keep, keep & is_target))
+        as_it_is = (items <= 1) | (targets == 0)  # as in :meth:`example`
+        items = np.where(as_it_is, whole, items)
+        targets = np.where(as_it_is, self.num_targets, targets)
+        return items, np.minimum(targets, items - 1)
 
     def _draw(self, epoch: int) -> None:
         if epoch == self._epoch:

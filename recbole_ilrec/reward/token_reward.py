@@ -15,26 +15,46 @@ SMALLEST_MASS = 1e-12
 """Below this, a difference of prefix sums of a distribution is mostly rounding (float64 carries about 1e-16)."""
 
 
-def item_probabilities(scores: Tensor, temperature: float = 1.0, history: Tensor | None = None) -> Tensor:
+def item_probabilities(
+    scores: Tensor,
+    temperature: float = 1.0,
+    *,
+    candidates: Tensor | None = None,
+    seen: Tensor | None = None,
+    target: Tensor | None = None,
+) -> Tensor:
     """R(i), the probability that the collaborative model recommends item i (Eq. 10).
 
     Choice: the paper does not say how scores become probabilities. We take a softmax over all real items, with
-    ``reward.temperature``; items of the history keep theirs unless ``reward.mask_history``. When the history holds
-    every item, it is not masked.
+    ``reward.temperature``; items of the history keep theirs unless ``reward.mask_history``. The truth keeps its own
+    also where the user returns to it: with a reward of 0 Eq. 11 would teach against what was done. When the history
+    holds every item, it is not masked.
+
+    Choice: nor does it say what Eq. 10 becomes where a user chooses among candidates. They take the place of all items:
+    R is the softmax over them alone, and tokens that lead to none of them get no reward.
 
     Args:
         scores: ``[E, I + 1]`` scores of the frozen model; column 0 is padding and gets no probability.
         temperature: > 0, divides the scores.
-        history: ``[E, T]`` int64 items to leave out (0 is padding), or ``None``.
+        candidates: ``[E, C]`` int64, the only items that may have a probability (0 is padding), or ``None``: all.
+        seen: ``[E, I + 1]`` bool, items to leave out, or ``None``.
+        target: ``[E]`` int64, an item that ``seen`` does not leave out, or ``None``.
 
     Returns:
         ``[E, I]`` float64, item i in column i - 1; rows sum to 1.
     """
     logits = scores[:, 1:].double() / temperature
-    if history is not None:
-        seen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, history, True)[:, 1:]
-        logits = logits.masked_fill(seen & ~seen.all(1, keepdim=True), -torch.inf)
-    return logits.softmax(-1)
+    if candidates is None and seen is None:
+        return logits.softmax(-1)
+    left = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    if candidates is not None:
+        left = torch.zeros_like(left).scatter_(1, candidates, True)
+    left[:, 0] = False
+    if seen is not None:
+        unseen = left & ~seen
+        kept = unseen if target is None else unseen.scatter(1, target[:, None], True)
+        left &= kept | ~unseen.any(1, keepdim=True)
+    return logits.masked_fill(~left[:, 1:], -torch.inf).softmax(-1)
 
 
 def legal_tokens(trie: Trie, node: Tensor) -> LegalTokens:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from recbole_ilrec.collaborative.reward_model import RewardModel
 from recbole_ilrec.data.sequences import as_rows
@@ -19,7 +18,7 @@ from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.objective.explain import Explanation, explain
 from recbole_ilrec.objective.ilrec import ILRec
 from recbole_ilrec.prompt.rows import Pairs
-from recbole_ilrec.reward.token_reward import item_probabilities, legal_tokens, token_rewards
+from recbole_ilrec.reward.token_reward import legal_tokens, token_rewards
 from recbole_ilrec.runs.recommendation import Recommender, pairs_of_histories, refuse_new_users
 from recbole_ilrec.schema import TokenBatch
 
@@ -180,9 +179,7 @@ def _rewards(asked: Recommender, pairs: Pairs) -> Tensor | None:
     rewarding: RewardModel = model.reward_model
     if not pairs.user.all():
         refuse_new_users(rewarding.model, dataset)
-    scores = torch.nn.functional.pad(rewarding.scores(as_rows(pairs, dataset)), (1, 0))
-    past = pad_sequence(list(map(torch.from_numpy, pairs.seen())), batch_first=True)
-    return item_probabilities(scores, rewarding.temperature, past if rewarding.mask_history else None)
+    return rewarding.probabilities(as_rows(pairs, dataset), pairs.candidates, pairs.seen())
 
 
 def _places(asked: Recommender, seen: Explanation, batch: TokenBatch, liked: Tensor, most: int) -> list[PlaceSeen]:

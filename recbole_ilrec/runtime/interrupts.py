@@ -2,12 +2,15 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 1.0
+"""Seconds in which another SIGTERM is the same wish: a scheduler tells all processes, and a plan tells its runs."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,6 +42,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._when = -TOGETHER
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -53,8 +57,10 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and time.monotonic() - self._when < TOGETHER:
+            return
         again = self.received is not None
-        self.received = number
+        self.received, self._when = number, time.monotonic()
         if again or self._at_once:
             raise Interrupted(number)
 
@@ -74,7 +80,13 @@ class StopSignals:
 def raised(number: int = signal.SIGTERM) -> Iterator[None]:
     """A context in which a signal that ends a process is raised instead, so that what is half done is cleaned up."""
 
+    when = -TOGETHER
+
     def stop(received: int, _frame: FrameType | None) -> None:
+        nonlocal when
+        if time.monotonic() - when < TOGETHER:
+            return
+        when = time.monotonic()
         raise Interrupted(received)
 
     if threading.current_thread() is not threading.main_thread():

@@ -57,7 +57,7 @@ class ILRecSettings(Section):
     cpd_layer_reduction: Literal["sum", "mean"] = "sum"
     """Join the layers of Eq. 8 by sum (printed) or mean."""
     cpd_detach_head: bool = False
-    """Distil into the layers only, not into the shared head."""
+    """Distil into the layers and the final norm that their states pass, not into the shared head."""
     cpd_share: Share = 1.0
     """Random share of the positions on which Eq. 8 is evaluated; the estimate stays unbiased."""
     crr_scope: Literal["negatives", "legal"] = "negatives"
@@ -149,4 +149,4 @@ class RewardSettings(Section):
     temperature: Positive = 1.0
     """Temperature of the softmax over items that turns CF scores into R."""
     mask_history: bool = False
-    """Give items of the history no probability in R."""
+    """Give items of the history no probability in R; the truth keeps its own where a user returns to it."""

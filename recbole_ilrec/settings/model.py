@@ -17,7 +17,7 @@ class BackboneSettings(Section):
     revision: str | None = None
     """Commit or tag of the hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of pretrained weights; those of adapters, and of ``tiny``, are float32 always."""
+    """Precision of frozen pretrained weights; what is trained is float32 always."""
     quantization: Literal["nf4"] | None = None
     """Keep the frozen weights in 4 bits (QLoRA, arXiv:2305.14314); needs ``lora`` and the package bitsandbytes."""
     dequantise: bool = False

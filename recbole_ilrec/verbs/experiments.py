@@ -9,13 +9,11 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import psutil
@@ -30,7 +28,10 @@ from recbole_ilrec.preparation.files import in_turn
 from recbole_ilrec.report.plan import PlannedRun
 from recbole_ilrec.report.results import read_records
 from recbole_ilrec.runtime.checkpoint import STATE
+from recbole_ilrec.runtime.interrupts import Interrupted
 from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.verbs.launched import launch as _process
+from recbole_ilrec.verbs.launched import stop_launched, why_failed
 from recbole_ilrec.verbs.like_runs import Estimate, estimate_from
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Experiments:
         self.quick = quick
         self.launch = launch or _process
         self._configs: dict[PlannedRun, Config] = {}
+        self._stopped = Event()
         self._one_at_a_time = Lock()  # settings are found in sources, and Python 3.11 fails to parse in two threads
 
     def config(self, run: PlannedRun) -> Config:
@@ -195,9 +197,14 @@ class Experiments:
                         done(run, outcome)
                         if queue:
                             start(queue, len(waiting) + 1)
-            except BaseException:
-                logger.warning("Stopping; runs under way come to their end first.")
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                self._stopped.set()
+                if isinstance(error, Interrupted) and error.number == signal.SIGTERM:
+                    logger.warning("Stopping; runs under way save their state first.")
+                    stop_launched()  # a terminal's Ctrl-C reaches them without us
+                else:
+                    logger.warning("Stopping; runs under way come to their end first.")
                 raise
 
     def _turn(self, run: PlannedRun) -> Path | None:
@@ -219,13 +226,15 @@ class Experiments:
             record = self.finished().get(key)  # made by another plan while this one waited
             if record is not None:
                 return run, Outcome(record)
+            if self._stopped.is_set():
+                return run, Outcome(error="stopped before it began")
             log = folder / LOG
             logger.info("%s: begun, its log is %s", run, log)
             before = log.stat().st_size if log.is_file() else 0
             status = self.launch(self._arguments(run, folder, threads), log, descriptor)
             record = self.finished().get(key)
         if status or record is None:
-            return run, Outcome(error=_reason(log, before, status))
+            return run, Outcome(error=why_failed(log, before, status))
         return run, Outcome(record)
 
     def _arguments(self, run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
@@ -266,35 +275,3 @@ def newest_resumable(folder: Path) -> Path | None:
     folders = (path for path in folder.iterdir() if path.is_dir())
     runs = [path for path in folders if checkpoints(path) or (path / LAST / STATE).is_file()]
     return max(runs, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _process(arguments: Sequence[str], log: Path, descriptor: int | None) -> int:
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    with log.open("a", encoding="utf-8") as stream:
-        return subprocess.run(
-            [sys.executable, "-m", "recbole_ilrec", *arguments],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
-            pass_fds=() if descriptor is None else (descriptor,),
-            check=False,
-        ).returncode
-
-
-def _reason(log: Path, begin: int, status: int) -> str:
-    """Why a run failed: its error line, else how it ended and the last line that it wrote.
-
-    Args:
-        log: what it and runs before it said.
-        begin: bytes of the log that are of runs before it.
-        status: of the process; negative: the signal that ended it.
-    """
-    said = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
-    written = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in written if line.startswith("error: ")]
-    if errors:
-        return errors[-1]
-    ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-    ended += " (too little memory is a common reason)" if status == -signal.SIGKILL else ""
-    return f"{ended}; its last line: {written[-1]}" if written else ended
