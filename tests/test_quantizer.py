@@ -13,7 +13,6 @@ from recbole_ilrec.identifiers.quantizer import (
     ResidualQuantizer,
     codes_per_level,
     fit_quantizer,
-    learn_codes,
     level_epsilons,
     squared_distances,
 )
@@ -40,6 +39,10 @@ def hierarchy():
 
 def model_of(settings, dimension=16, codes=4):
     return ResidualQuantizer(dimension, settings, codes=codes, generator=torch.Generator().manual_seed(0))
+
+
+def learn_codes(vectors, settings, seed):
+    return fit_quantizer(vectors, settings, seed).encode(vectors)
 
 
 # --- codes

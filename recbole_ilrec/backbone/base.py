@@ -181,6 +181,9 @@ class Backbone(nn.Module):
     ) -> LayerStates:
         """One causal pass; states only where a supervised token is predicted (Eq. 2).
 
+        Choice: phi, an "additional prediction layer" in the paper, is the model's own final norm and head for all
+        layers; ``apply_final_norm: false`` leaves the norm out.
+
         Args:
             input_ids: ``[B, T]``, right-padded: a causal model never sees padding from a real position.
             select: ``[N]`` flat positions.
@@ -199,9 +202,8 @@ class Backbone(nn.Module):
         picked: list[Tensor] = []
         with self._captured(layers[first:-1], picked):
             hidden = decoder(**self._inputs(input_ids, row_keys), use_cache=False).last_hidden_state
-        final = hidden.flatten(0, 1).index_select(0, select)
         # Not in the hook: gradient checkpointing runs a block again without it, and must find the same operations.
-        states = (hidden.flatten(0, 1).index_select(0, select) for hidden in picked)
+        final, *states = (each.flatten(0, 1).index_select(0, select) for each in (hidden, *picked))
         lower = tuple(self.norm(state) if apply_final_norm else state for state in states)
         narrows = heads.is_matrix(self.model.get_output_embeddings())
         return LayerStates(final, lower, self.head, self.head_rows if narrows else None)
@@ -266,9 +268,8 @@ class Backbone(nn.Module):
             )
 
     def _bias(self, seen: Tensor) -> Tensor:
-        """A boolean mask as what is added to attention scores."""
-        precision = next(self._parts[2].parameters()).dtype  # that of the blocks; embeddings that learn have another
-        bias = torch.zeros(seen.shape, dtype=precision, device=seen.device)
+        """A boolean mask as what is added to attention scores, in the blocks' precision (not that of embeddings)."""
+        bias = torch.zeros(seen.shape, dtype=next(self._parts[2].parameters()).dtype, device=seen.device)
         return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
     @torch.no_grad()

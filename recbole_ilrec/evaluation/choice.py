@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 MATCHINGS = ("exact", "substring")
 SURROUNDINGS = ' \t\r\n"'
-"""What is taken off answers and names before they are compared: blanks and quotes."""
+"""What is taken off answers and names before they are compared or embedded: blanks and quotes (and so, from both, the
+inch mark at the end of ``Drum 14"``)."""
 
 
 def named(answer: str, names: Sequence[str], matching: str) -> str | None:

@@ -1,8 +1,8 @@
 """Item texts to vectors for the quantiser: tf-idf or a sentence encoder.
 
-Every function returns float32 rows of L2 length 1 in the order of the texts; an item without text gets a row of zeros
-and is reported once. Vectors of a backbone or of a collaborative-filtering model come from their own packages; the
-quantiser centres and scales whatever it is given, so no common unit is needed.
+Rows are in the order of the texts and have L2 length 1; an item without text gets a row of zeros. Vectors of a backbone
+or of a collaborative-filtering model come from their own packages; the quantiser centres and scales whatever it is
+given, so no common unit is needed.
 """
 
 import logging

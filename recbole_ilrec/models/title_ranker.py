@@ -21,6 +21,7 @@ from recbole_ilrec.data.sequences import as_rows
 from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_identifiers, nearest
 from recbole_ilrec.decoding.users import banned_positions, generate_users, rank_users
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.choice import SURROUNDINGS
 from recbole_ilrec.models.pretrained import local_backbone
 from recbole_ilrec.preparation.files import made_once
 from recbole_ilrec.prompt.encode import PromptEncoder
@@ -32,8 +33,6 @@ from recbole_ilrec.schema import Ranking
 logger = logging.getLogger(__name__)
 
 KIND = "title vectors"
-SURROUNDINGS = ' \t\r\n"'
-"""What is taken off a generated answer before it is embedded: blanks and quotes."""
 
 
 class TitleRanker:

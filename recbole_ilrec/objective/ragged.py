@@ -31,14 +31,15 @@ def row_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
 
 
 def pair_mask(legal: LegalTokens, table: Tensor) -> Tensor:
-    """A table like ``table [N, V]`` that is 1 at the listed pairs and 0 elsewhere."""
+    """A table of the shape and dtype of ``table [N, V]`` that is 1 at the listed pairs and 0 elsewhere."""
     mask = torch.zeros_like(table)
     mask.view(-1)[flat_index(legal, table)] = 1.0
     return mask
 
 
 def flat_index(legal: LegalTokens, table: Tensor) -> Tensor:
-    """``[M]`` int64, where the listed pairs stand in ``table.view(-1)``; with it torch reads and writes fastest."""
+    """``[M]`` int64, where the listed pairs stand in any ``[N, V]`` like ``table``, seen as one row: torch reads and
+    writes fastest so."""
     return torch.add(legal.token, legal.row, alpha=table.shape[1])
 
 

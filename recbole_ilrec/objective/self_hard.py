@@ -29,6 +29,10 @@ def ensemble_logits(
     ``mean_logprob`` average probabilities or log-probabilities and return logarithms; the last one
     differs from ``mean`` by a constant per position, which only ``threshold_on: logit`` can see.
 
+    Choice: on a bfloat16 model the states and their products with the head are bfloat16, as its own logits are; what is
+    made of logits (softmax, thresholds, weights, losses) is float32. Near its threshold Eq. 5 then decides otherwise
+    than in float32 for a few tokens.
+
     Args:
         candidates: K tensors ``[N, H]``, normed states of the candidate layers.
         head: the output projection, ``[N, H] -> [N, V]``.

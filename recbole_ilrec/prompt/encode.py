@@ -178,7 +178,9 @@ class PromptEncoder:
         return self._item[item]
 
     def left_out(self, history: Array, length: Array, candidates: Array | None = None) -> Array:
-        """How many of the oldest items of each history do not fit into :meth:`prompt`.
+        """How many of the oldest items of each history do not fit into :meth:`prompt` with the first template.
+
+        Evaluation uses that one; training draws others too, which may be longer.
 
         Args:
             history: ``[R, L]`` item ids, left-aligned, zeros behind.

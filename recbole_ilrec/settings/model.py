@@ -76,7 +76,7 @@ class TrainSettings(Section):
     max_grad_norm: Positive = 1.0
     """Gradient clipping."""
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
-    """Second moment's decay of AdamW."""
+    """Second moment's decay of AdamW (torch's own default is .999)."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe (autocast) while training; the weights stay as they are."""
     max_steps: Natural | None = None
