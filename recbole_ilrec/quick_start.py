@@ -110,10 +110,10 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     logger.info(config)
     _check_places(config, saved)
     with ledger() as costs:
+        _place(config)
         with spent_on("data"):
             data = build_data(config)
         logger.info(data.statistics)
-        _place(config)
         result = _train_and_evaluate(config, data, saved)
     if result["best_valid_result"] is not None:  # one that was read back from a checkpoint is a plain dictionary
         result["best_valid_result"] = OrderedDict(result["best_valid_result"])
@@ -175,7 +175,10 @@ def _check_places(config: Config, saved: bool) -> None:
 
 
 def _place(config: Config) -> None:
-    """Give the run its keys, and with ``resume_from_checkpoint=auto`` the folder of an earlier run with the same."""
+    """Give the run its keys, and with ``resume_from_checkpoint=auto`` the folder of an earlier run with the same.
+
+    Before the data are read: RecBole's transforms, such as BERT4Rec's, add names of columns to the settings.
+    """
     config.keys = keys_of(config)
     commit()  # asked now and kept for the record: the code may change on the disk while the run works
     if config["resume_from_checkpoint"] == AUTO:

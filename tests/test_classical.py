@@ -16,8 +16,10 @@ from recbole_ilrec import run_recbole_ilrec
 from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
 from recbole_ilrec.collaborative.reward_model import item_vectors, load_reward_model
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import run_key
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.results import read_records
 from recbole_ilrec.runtime.checkpoint import load_state
 from tests.toy import tiny, write_toy
 
@@ -54,6 +56,14 @@ def test_losses_and_metrics_equal_stock_recbole(root, model):
     data = build_data(config)
     ours = trained(config, trainer_class=ClassicalTrainer, data=(data.train, data.valid, data.test))
     assert stock == ours and len(stock[0]) == 2
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec"])
+def test_a_record_has_the_key_by_which_a_plan_finds_it(root, model):
+    """RecBole's transforms (BERT4Rec has one) write into the settings while the data are read."""
+    run_recbole_ilrec(model, "toy", config_dict=tiny(root, model, epochs=1))
+    (record,) = read_records(root / "saved/records.jsonl")
+    assert record["evaluation"]["run"] == run_key(config_for(root, model, epochs=1))
 
 
 def weights(folder):
