@@ -30,6 +30,7 @@ from recbole_ilrec.report.results import read_records
 from recbole_ilrec.runtime.checkpoint import STATE
 from recbole_ilrec.runtime.interrupts import Interrupted
 from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.runtime.run_folder import begun_as
 from recbole_ilrec.verbs.launched import launch as _process
 from recbole_ilrec.verbs.launched import stop_launched, why_failed
 from recbole_ilrec.verbs.like_runs import Estimate, estimate_from
@@ -233,9 +234,11 @@ class Experiments:
             before = log.stat().st_size if log.is_file() else 0
             status = self.launch(self._arguments(run, folder, threads), log, descriptor)
             record = self.finished().get(key)
-        if status or record is None:
-            return run, Outcome(error=why_failed(log, before, status))
-        return run, Outcome(record)
+        if record is not None and not status:
+            return run, Outcome(record)
+        if not status:
+            return run, Outcome(error=f"it ended well, but without a record of its settings; {log} says what it did")
+        return run, Outcome(error=why_failed(log, before, status))
 
     def _arguments(self, run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
         settings = {**self._settings(run), "checkpoint_dir": str(folder), "show_progress": False}
@@ -271,7 +274,7 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 
 
 def newest_resumable(folder: Path) -> Path | None:
-    """The newest run below ``folder`` that can be gone on with."""
-    folders = (path for path in folder.iterdir() if path.is_dir())
+    """The newest run below ``folder`` that can be gone on with: one of other settings than its key's is none."""
+    folders = (path for path in folder.iterdir() if path.is_dir() and begun_as(path) in (None, folder.name))
     runs = [path for path in folders if checkpoints(path) or (path / LAST / STATE).is_file()]
     return max(runs, key=lambda path: path.stat().st_mtime, default=None)
