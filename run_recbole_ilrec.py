@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_ilrec.cli import main
+from recbole_ilrec.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -64,5 +64,5 @@ setup(
         "docs": DOCS,
         "dev": [*TEST, *DOCS],
     },
-    entry_points={"console_scripts": ["recbole-ilrec = recbole_ilrec.cli:main"]},
+    entry_points={"console_scripts": ["recbole-ilrec = recbole_ilrec.__main__:main"]},
 )

@@ -15,6 +15,7 @@ from texttable import Texttable
 
 from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.outcome import keys_of, settings_of_record
+from recbole_ilrec.configuration.unread import unread
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
@@ -25,7 +26,7 @@ from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.allocator import keep_freed_memory
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.resumption import resumable
-from recbole_ilrec.runtime.run_folder import AUTO, begun_as, newest_run
+from recbole_ilrec.runtime.run_folder import AUTO, begun_as, newest_run, refuse_other_data
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     config["show_progress"] = config["show_progress"] and processes.is_first()
     logger.info(sys.argv)
     logger.info(config)
+    if names := unread(config):
+        logger.warning("%s does not read %s: given, and without effect.", config.model, ", ".join(names))
     _check_places(config, saved)
     with ledger() as costs:
         _place(config)
@@ -122,7 +125,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     if saved and processes.is_first():
         certificate = evaluation_certificate(config, data, result, made)
         about = {key: made[key] for key in ("folder", "parameters", "findings")}
-        about |= {"evaluation": certificate, "data": data.dataset.counts()}
+        about |= {"evaluation": certificate, "data": data.counts}
         result["record"] = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
         if config.settings.task == "full":
             logger.info("Lists of this model: recbole-ilrec recommend %s --users=ID", shlex.quote(str(made["folder"])))
@@ -170,8 +173,10 @@ def _check_places(config: Config, saved: bool) -> None:
     if config.is_llm:
         require_writable(Path(config["cache_dir"]), f"cache_dir={config['cache_dir']}")
     given = config["resume_from_checkpoint"]
-    if given and given != AUTO and config.is_llm:
-        resumable(Path(given), kind=config["model"])
+    if given and given != AUTO:
+        refuse_other_data(Path(given), config.dataset)
+        if config.is_llm:
+            resumable(Path(given), kind=config["model"])
 
 
 def _place(config: Config) -> None:

@@ -32,7 +32,8 @@ Every setting can be given on the command line (`--alpha=0.8`, `--decode.renorma
 (`decode: {{renormalise: true}}`). Later wins: RecBole's YAML files, `properties/overall.yaml`, `properties/model`,
 `properties/dataset`; for language models `properties/pretrained.yaml` (backbones with a path), `properties/backbone`,
 `properties/paradigm` and `properties/task`; `properties/tuned`; your files in their order; `config_dict` or the command
-line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is refused.
+line. `--print_config` shows the value of each setting and where it came from. A name that nothing reads is refused;
+one given on the command line that only other models read is warned of.
 
 *Short* is the flat name, where there is one; both names work. *Preset* names the files in `properties/` that set the
 value in place of the default, for that model, backbone, or pair of backbone and dataset. `~` is an empty value.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from recbole_ilrec import cli
+from recbole_ilrec.report.results import read_records
 from tests.worlds import QUICK, ring_world, small_backbone, write_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -111,9 +112,21 @@ USAGE = {
     "topk": ({"topk": [13], "num_beams": 13, "valid_metric": "NDCG@13"}, "smaller --topk"),
     "split": ({"eval_args": {"split": {"RS": [0.8, 0.2]}}}, "eval_args.split="),
     "split's name": ({"eval_args": {"split": {"XX": 1}}}, "eval_args.split="),
+    "split that leaves a part empty": ({"eval_args": {"split": {"LS": "test_only"}}}, "validation part is empty"),
+    "part of eval_args": ({"eval_args": {"grup_by": "user"}}, "Did you mean 'group_by'?"),
+    "mode": ({"eval_args": {"mode": "uni"}}, "eval_args.mode='uni' is not allowed"),
+    "interval": ({"user_inter_num_interval": "5"}, "give an interval such as '[5,inf)'"),
+    "interval backwards": ({"item_inter_num_interval": "[5,2)"}, "give an interval such as '[5,inf)'"),
+    "interval of values": ({"val_interval": {"timestamp": "3,inf"}}, "val_interval.timestamp='3,inf' is not allowed"),
+    "column of values": ({"val_interval": {"stars": "[3,inf)"}}, "names the column 'stars', which is not loaded"),
+    "values of nothing": ({"val_interval": "[3,inf)"}, "give columns, e.g. {rating: '[3,inf)'}"),
+    "copies": ({"rm_dup_inter": "frist"}, "keep the 'first' or the 'last' copy"),
+    "parts in files": ({"benchmark_filename": ["a", "b", "c"]}, "there is no file dataset/ring/ring.a.inter"),
+    "model that is not sequential": ({"model": "LightGCN"}, "is a model of RecBole, but no sequential one"),
     "reward model": ({"reward_model": "SASRek"}, "Did you mean 'SASRec'?"),
+    "reward model that is not sequential": ({"reward_model": "LightGCN"}, "reward_model=LightGCN: 'LightGCN' is a"),
     "reward is a language model": ({"reward_model": "LCRec"}, "is a language model"),
-    "reward checkpoint": ({"reward_checkpoint": "nowhere"}, "no checkpoint of this package"),
+    "reward checkpoint": ({"reward_checkpoint": "nowhere"}, "There is no folder nowhere"),
     "resume from nothing": ({"resume_from_checkpoint": "nowhere"}, "no checkpoint-N in that folder"),
     "index file": ({"index_file": "no.json"}, "no.json: no such index file"),
     "settings file": ({"config_files": "no.yaml"}, "no.yaml does not exist"),
@@ -335,3 +348,27 @@ def test_the_command_itself_exits_with_2_and_one_last_line(work, changes, messag
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert tree(work) == before
+
+
+def test_columns_of_any_name_train_and_are_checked(work, capsys):
+    """RecBole names the attribute of the column of histories after the column of items."""
+    path = work / "dataset/ring/ring.inter"
+    path.write_text(
+        path.read_text().replace("user_id:", "uid:").replace("item_id:", "pid:").replace("timestamp:", "ts:")
+    )
+    names = {"USER_ID_FIELD": "uid", "ITEM_ID_FIELD": "pid", "TIME_FIELD": "ts"}
+    assert cli.main(ring(epochs=1, **names)) == 0
+    (record,) = read_records(work / "saved/records.jsonl")
+    assert record["data"]["interactions"] == len(path.read_text().splitlines()) - 1
+    assert cli.main(["doctor", *options({"dataset": "ring", **LLM, **names})]) in (0, 1)
+    assert "history of" in capsys.readouterr().out
+
+
+def test_a_run_is_not_gone_on_with_on_other_data(work, capsys):
+    assert cli.main(ring(epochs=1)) == 0
+    (run,) = work.glob("saved/ILRec-ring-*")
+    shutil.copytree(work / "dataset/ring", work / "dataset/other")
+    for file in (work / "dataset/other").iterdir():
+        file.rename(file.with_name(file.name.replace("ring", "other")))
+    line = refused(capsys, ring(dataset="other", epochs=2, resume_from_checkpoint=str(run)), work)
+    assert "is of a run on 'ring': go on with it under --dataset=ring" in line

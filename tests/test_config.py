@@ -14,6 +14,7 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import MODELS, recbole_models
 from recbole_ilrec.configuration.outcome import request_of
 from recbole_ilrec.configuration.presets import parse_value, properties_folder, read_yaml
+from recbole_ilrec.configuration.unread import unread
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runtime.device import choose_device
 from tests.toy import write_toy
@@ -237,3 +238,21 @@ def test_the_device_is_chosen_by_name_rank_and_gpu_id(monkeypatch, device, gpu_i
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert str(choose_device(device, gpu_id=gpu_id)) == expected
     assert str(choose_device("auto", use_gpu=False)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "names"),
+    [
+        ("SASRec", {"k": 2, "num_beams": 10, "hidden_size": 8, "exclude_history": True}, ["k", "num_beams"]),
+        ("Transitions", {"transitions.decay": 0.5, "train.bf16": True}, ["train.bf16"]),
+        ("LCRec", {"alpha": 0.5, "preference.beta": 0.2, "reward_model": "GRU4Rec"}, ["alpha", "preference.beta"]),
+        ("SDPO", {"preference.beta": 0.2, "mu": 0.1}, ["mu"]),
+        ("ILRec", {"alpha": 0.5, "transitions.decay": 0.5}, ["transitions.decay"]),
+    ],
+)
+def test_what_a_model_does_not_read_is_told(model, given, names):
+    assert unread(make(model, **given)) == names
+
+
+def test_an_interval_may_be_a_list():
+    assert make("SASRec", user_inter_num_interval=[5, "inf"])["user_inter_num_interval"] == "[5,inf]"

@@ -142,7 +142,7 @@ def test_a_model_trained_from_scratch_is_exported_whole(tmp_path, monkeypatch):
         (["RUN"], "export takes a run and a new folder"),
         (["RUN", "--out=x", "--merge=maybe"], "export takes a run and a new folder"),
         (["RUN", "--out=x", "--format=onnx"], "Unknown option of export 'format'"),
-        (["nowhere", "--out=x"], "nowhere is no checkpoint of this package"),
+        (["nowhere", "--out=x"], "There is no folder nowhere: check the path."),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch, capsys, words, message):

@@ -140,7 +140,7 @@ def test_a_sample_is_shown_and_written(world, tmp_path, capsys):
     run, file = str(newest(world, "ILRec")), tmp_path / "many.json"
     assert cli.main(["inspect", run, "--sample=7", f"--json={file}"]) == 0
     shown = capsys.readouterr().out
-    assert "the last items of 7 users, token by token" in shown and "r of neg" in shown
+    assert "the test items of 7 users, token by token" in shown and "r of neg" in shown
     content = json.loads(file.read_text())
     assert content["users"] == 7 and [place["tokens"] for place in content["places"]] == [7, 7]
 
@@ -191,3 +191,19 @@ def test_what_is_refused_is_one_line(world, capsys, name, options, message):
 
 def test_it_takes_one_run(capsys):
     assert cli.main(["inspect"]) == 2 and "inspect takes one run" in capsys.readouterr().err
+
+
+def test_who_is_not_tested_is_no_sample_and_is_named(world, tmp_path, capsys):
+    """With two items the second trains."""
+    sequences, identifiers = ring_world()
+    write_dataset(tmp_path / "dataset", "ring", [*sequences, [1, 2]], identifiers)
+    places = {"data_path": str(tmp_path / "dataset"), "checkpoint_dir": str(tmp_path / "saved")}
+    run_recbole_ilrec("ILRec", "ring", config_dict={**QUICK, **places, "epochs": 1, "num_beams": 10, "mu": 0})
+    lines = (tmp_path / "dataset/ring/ring.inter").read_text().splitlines()
+    run, first, last = str(newest(tmp_path, "ILRec")), lines[1].split("\t")[0], lines[-1].split("\t")[0]
+    assert cli.main(["inspect", run, "--sample=1000", "--device=cpu"]) == 0
+    assert f"the test items of {len(sequences)} users" in capsys.readouterr().out
+    note = "the user's last item is none of the test part"
+    for user, known in ((last, True), (first, False)):
+        assert cli.main(["inspect", run, f"--user={user}", "--device=cpu"]) == 0
+        assert (note in capsys.readouterr().out) == known

@@ -301,10 +301,9 @@ def test_runs_tables_and_what_is_unfinished_come_onto_the_page_without_a_new_run
     assert capsys.readouterr().out == "pages/mine.html: 2 runs\n"
     text = (ring / "pages/mine.html").read_text()
     said = Parsed(text).text
-    assert (
-        "A < B" in said
-        and "Overall performance. Test part, all 60 users; mean ± standard deviation over seeds 1, 2." in said
-    )
+    given = "with epochs=1, hidden_size=16, inner_size=16"
+    assert "A < B" in said
+    assert f"Overall performance, {given}. Test part, all 60 users; mean ± standard deviation over seeds 1, 2." in said
     assert "SASRec-cut left no record" in said and "Not shown, table gone.yaml" in said
     assert "no history of losses" not in said and text.count("<svg") == 2
     assert cli.main(["report", "--out=pages/mine.html"]) == 0  # its own page is replaced
@@ -346,7 +345,7 @@ def test_trials_of_a_search_are_named_and_not_shown(ring, capsys):
         (["--out=mine.html"], "out=mine.html exists and is no report"),
         (["--out=."], "out=. is a folder"),
         (["--outt=x"], "Unknown option of report 'outt'"),
-        ([], "There is no record of a run in below --checkpoint_dir=saved"),
+        ([], "There is no record of a run below --checkpoint_dir=saved"),
         (["none.jsonl"], "There is no file none.jsonl"),
         (["mine.html"], "mine.html: a line is no record"),
         (["other.jsonl"], "other.jsonl: record 1 has no model, dataset, seed or result"),

@@ -75,9 +75,13 @@ HEAD = "user,item,time\n"
         ({"mine_csv": ""}, "mine.csv has no row"),
         ({"mine_csv": HEAD}, "mine.csv has no row"),
         ({"mine_csv": "user,item,time,time\n"}, "mine.csv:1: a column stands there twice"),
-        ({"mine_csv": "user,sku,time\nu,i,1\n"}, "mine.csv:2: there is no item_id or item among user, sku, time"),
+        (
+            {"mine_csv": "user,sku,time\nu,i,1\n"},
+            "mine.csv:2: there is no column item_id or item, only user, sku, time",
+        ),
         ({"mine_csv": HEAD + "u,i,1\nu,i\n"}, "mine.csv:3: 2 columns, the header has 3"),
         ({"mine_csv": HEAD + "u,i,soon\n"}, "mine.csv:2: the time 'soon' is no number and no date"),
+        ({"mine_csv": HEAD + "u,i,1700000000\nu,i,1700000000000\n"}, "times are in different units, e.g. 1700000000 "),
         ({"mine_csv": HEAD + "u,i,nan\n"}, "mine.csv:2: the time 'nan' is no number"),
         ({"mine_csv": HEAD + "u,i,1\nu,i,2024-01-01\n"}, "mine.csv:3: the times before are numbers"),
         ({"mine_csv": HEAD + "u,,1\n"}, "mine.csv:2: The item id '' cannot be a RecBole token"),
@@ -95,3 +99,13 @@ def test_what_is_wrong_is_one_line_and_nothing_stays(tmp_path, files, message):
         prepare("mine", "clicks", put(tmp_path, **files), tmp_path / "out")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_that_was_changed_by_hand_is_not_replaced(tmp_path):
+    folder = put(tmp_path, mine_csv=HEAD + "u,i,1\nu,j,2\n")
+    out = prepare("mine", "clicks", folder, tmp_path / "out").folder
+    with (out / "mine.inter").open("a") as stream:
+        stream.write("u\ti\t3\n")
+    with pytest.raises(UserError, match=r"mine.inter has been changed since 'prepare' wrote it"):
+        prepare("mine", "clicks", folder, tmp_path / "out")
+    assert (out / "mine.inter").read_text().endswith("u\ti\t3\n")

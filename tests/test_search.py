@@ -413,7 +413,7 @@ def test_a_trial_never_looks_at_the_test_part(ring, monkeypatch, model):
 
     def without_test(config):
         data = build(config)
-        return Data(data.dataset, data.train, data.valid, Untouchable(), data.rows, data.statistics)
+        return Data(data.dataset, data.train, data.valid, Untouchable(), data.rows, data.statistics, data.counts)
 
     monkeypatch.setattr(quick_start, "build_data", without_test)
     common = {"device": "cpu", "show_progress": False, "state": "WARNING"}

@@ -188,7 +188,10 @@ def reward_config(config: Config, settings: dict[str, Any]) -> Config:
     What selects and orders the data is the run's own, so that both see the same items under the same ids.
     """
     reward = config.settings.reward
-    name, _, is_llm = find_model(reward.model)
+    try:
+        name, _, is_llm = find_model(reward.model)
+    except UserError as error:
+        raise UserError(f"reward_model={reward.model}: {error}") from None
     if is_llm:
         raise UserError(f"reward_model={name} is a language model: choose a sequential model of RecBole, e.g. SASRec.")
     shared = {key: config[key] for key in _SELECTING if key in config}

@@ -17,7 +17,7 @@ import recbole
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import InputType
 
-from recbole_ilrec.configuration.contradictions import check_beta, check_paradigm
+from recbole_ilrec.configuration.contradictions import check_beta, check_layers, check_paradigm
 from recbole_ilrec.configuration.lookup import (
     find_model,
     keys_read_by,
@@ -28,8 +28,10 @@ from recbole_ilrec.configuration.lookup import (
 from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
 from recbole_ilrec.configuration.run_keys import RunKeys
+from recbole_ilrec.configuration.selection import check_parts, check_selection
 from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.runtime.device import choose_device
+from recbole_ilrec.runtime.terminal import shows_bars
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings, flat_sections, in_parts, laid_over
 
 GIVEN = "config_dict or command line"
@@ -93,9 +95,11 @@ class Config(RecBoleConfig):
         self.settings: Settings = self._typed([*own, *given])
         self._fill_defaults()
         check_values(self.final_config_dict, self.model_class)
+        check_selection(self.final_config_dict)
         check_paradigm(self.model, self.settings)
         if self.is_llm:
             check_beta(self.settings, self.external_config_dict)
+            check_layers(self.settings)
         beams = None
         if self.is_llm:
             beams = self.settings.decode.num_beams if self.settings.generates_lists else sys.maxsize
@@ -105,6 +109,7 @@ class Config(RecBoleConfig):
         self._derive()
         self._init_device()
         self._set_data_path(data_root)
+        check_parts(self.final_config_dict)
         if self.final_config_dict["cache_dir"] is None:
             self.final_config_dict["cache_dir"] = str(Path(str(self.final_config_dict["checkpoint_dir"])) / "cache")
 
@@ -229,6 +234,8 @@ class Config(RecBoleConfig):
         if self._is_default("train_neg_sample_args") and not (pairs or labels):
             final["train_neg_sample_args"] = None
             self.origin["train_neg_sample_args"] = DERIVED
+        if self._is_default("show_progress"):
+            final["show_progress"] = final["show_progress"] and shows_bars()
         final["metrics"] = [final["metrics"]] if isinstance(final["metrics"], str) else final["metrics"]
         final["topk"] = [final["topk"]] if isinstance(final["topk"], int) else final["topk"]
 
@@ -279,6 +286,8 @@ class Config(RecBoleConfig):
     def describe(self) -> str:
         """One line a setting, ``key = value  # origin``, sorted: what ``--print_config`` shows."""
         shown = {key: value for key, value in self.final_config_dict.items() if key not in SECTIONS}
+        if self.is_llm:
+            shown["backbone"] = self.settings.backbone_name
         lines = [f"{key} = {value!r}  # {self.origin.get(key, DERIVED)}" for key, value in sorted(shown.items())]
         for section in SECTIONS:
             for name, value in getattr(self.settings, section).model_dump(by_alias=True).items():

@@ -30,3 +30,20 @@ def check_beta(settings: Settings, given: Mapping[str, object]) -> None:
         raise UserError(
             f"beta is ILRec's (Eq. 7) and objective '{settings.objective}' does not read it: use --preference.beta."
         )
+
+
+def check_layers(settings: Settings) -> None:
+    """Refuse more candidate layers than ``tiny`` has; those of a pretrained model are counted when it is loaded."""
+    if settings.objective != "ilrec" or settings.backbone.path is not None:
+        return
+    layers = settings.backbone.layers
+    if settings.ilrec.layers >= layers:
+        raise too_many_layers(settings, layers)
+
+
+def too_many_layers(settings: Settings, layers: int) -> UserError:
+    """The complaint that ``k`` is not below the number of decoder blocks."""
+    return UserError(
+        f"k={settings.ilrec.k} is too large: backbone '{settings.backbone_name}' has {layers} layers, so k may be 0 to "
+        f"{layers - 1}; lower --k."
+    )

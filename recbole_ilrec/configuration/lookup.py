@@ -90,8 +90,13 @@ def find_model(name: str | type) -> tuple[str, type, bool]:
     models = {**recbole_models(), **HEURISTICS}
     exact = next((known for known in models if known.lower() == str(name).lower()), "")
     if not exact:
-        raise unknown_name("model", name, [*MODELS, *models])
-    _refuse_special(exact)
+        _refuse_others(str(name))
+        raise unknown_name("model", name, [*MODELS, *(model for model in models if not _special_need(model))])
+    if need := _special_need(exact):
+        raise UserError(
+            f"The model '{exact}' needs {need}, which this package does not build: run it with RecBole itself, or "
+            "choose another sequential model such as SASRec, GRU4Rec, BERT4Rec or Caser."
+        )
     return exact, getattr(import_module(models[exact]), exact), False
 
 
@@ -128,18 +133,20 @@ def preset_name(model: type) -> str:
     return next(with_presets, model.__name__)
 
 
-def _refuse_special(name: str) -> None:
-    trainers = import_module("recbole.trainer")
+def _special_need(name: str) -> str:
+    """What a model of RecBole needs that this package does not build; empty: nothing."""
     if hasattr(recbole_datasets, f"{name}Dataset"):
-        need = "a dataset with a knowledge graph or negative histories"
-    elif hasattr(trainers, f"{name}Trainer"):
-        need = "a pre-training stage"
-    else:
-        return
-    raise UserError(
-        f"The model '{name}' needs {need}, which this package does not build: run it with RecBole itself, or choose "
-        "another sequential model such as SASRec, GRU4Rec, BERT4Rec or Caser."
-    )
+        return "a dataset with a knowledge graph or negative histories"
+    return "a pre-training stage" if hasattr(import_module("recbole.trainer"), f"{name}Trainer") else ""
+
+
+def _refuse_others(name: str) -> None:
+    """A model of RecBole that is not sequential is no slip of the pen."""
+    if any((Path(recbole.__file__).parent / "model").glob(f"*_recommender/{name.lower()}.py")):
+        raise UserError(
+            f"'{name}' is a model of RecBole, but no sequential one, and histories are what is read here: choose e.g. "
+            "SASRec, GRU4Rec, BERT4Rec or Caser, or run it with RecBole itself."
+        )
 
 
 def keys_read_by(model_class: type) -> set[str]:

@@ -85,7 +85,7 @@ def draw_lists(config: Any, splits: Sequence[Any]) -> None:
 
 
 def _fields(dataset: Any) -> tuple[str, str, str, str, str]:
-    lists, length = dataset.item_id_list_field, dataset.item_list_length_field
+    lists, length = dataset.history_field, dataset.item_list_length_field
     return dataset.uid_field, lists, length, dataset.iid_field, dataset.time_field
 
 

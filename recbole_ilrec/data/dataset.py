@@ -1,8 +1,8 @@
 """RecBole's sequential dataset in exact time order, with the raw item texts, and the loaders built from it.
 
-Rows, split and loaders are RecBole's: one row per prefix of a sequence, each user's last row for test and the one
-before for validation, as long as one is left to train on. What differs: the ``.inter`` file is checked row by row,
-timestamps keep their exact order, texts are read as they stand in the ``.item`` file, and augmentation is vectorised.
+Rows, split and loaders are RecBole's: one row per prefix of a sequence, a user's last for test, the one before for
+validation, as long as one is left to train on. What differs: the ``.inter`` file is checked row by row, timestamps keep
+their exact order, texts are read as they stand in the ``.item`` file, and augmentation is vectorised.
 """
 
 import logging
@@ -52,6 +52,10 @@ class SequenceDataset(SequentialDataset):
 
     inter_feat: Any  # a table while it is filtered, RecBole's Interaction afterwards
     time_order: TimeOrder
+
+    @property
+    def history_field(self) -> str:
+        return str(getattr(self, f"{self.iid_field}_list_field"))  # RecBole names it after the column of items
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         with warnings.catch_warnings():
@@ -245,7 +249,7 @@ class Data:
         valid: loader of validation rows, one a user.
         test: loader of test rows, one a user; their history holds the validation item.
         rows: rows of each part before ``eval_users`` took the first of them.
-        statistics: the dataset's counts before augmentation, one line.
+        statistics: the dataset's counts before augmentation, one line; ``counts``: the same as numbers.
     """
 
     dataset: SequenceDataset
@@ -254,6 +258,7 @@ class Data:
     test: AbstractDataLoader
     rows: dict[str, int]
     statistics: str
+    counts: dict[str, float]
 
 
 def build_data(config: Config) -> Data:
@@ -266,7 +271,7 @@ def build_data(config: Config) -> Data:
     items = dataset.item_num - 1
     if max(config["topk"]) > items:
         raise UserError(f"topk={config['topk']} asks for more than the {items} items there are: use a smaller --topk.")
-    statistics = dataset.statistics()
+    statistics, counts = dataset.statistics(), dataset.counts()
     rule = config["eval_args"]["split"]
     try:
         splits = list(dataset.build())
@@ -277,8 +282,8 @@ def build_data(config: Config) -> Data:
     for phase, split in zip(("training", "validation", "test"), splits, strict=True):
         if not len(split):
             raise UserError(
-                f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={rule}. "
-                "Leave-one-out needs users with 4 interactions or more; use longer sequences."
+                f"{dataset.dataset_name}: the {phase} part is empty under eval_args.split={rule}: all three have to be "
+                "filled; {LS: valid_and_test} needs users with 4 interactions or more."
             )
     rows = {phase: len(split) for phase, split in zip(("train", "valid", "test"), splits, strict=True)}
     splits = [splits[0], *(_first_users(split, config.settings.eval_users) for split in splits[1:])]
@@ -290,7 +295,7 @@ def build_data(config: Config) -> Data:
         for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers, strict=True)
     )
     _log_batches(config)
-    return Data(dataset, train, valid, test, rows, statistics)
+    return Data(dataset, train, valid, test, rows, statistics, counts)
 
 
 def _first_users(split: SequenceDataset, count: int | None) -> SequenceDataset:
@@ -304,10 +309,8 @@ def _first_users(split: SequenceDataset, count: int | None) -> SequenceDataset:
 
 def _log_batches(config: RecBoleConfig) -> None:
     """RecBole's two lines, formatted before they are logged: its file log strips colours from whole messages only."""
-    for phase, size, name in (
-        ("Training", "train_batch_size", "train_neg_sample_args"),
-        ("Evaluation", "eval_batch_size", "eval_args"),
-    ):
+    of_training, of_evaluation = ("train_batch_size", "train_neg_sample_args"), ("eval_batch_size", "eval_args")
+    for phase, (size, name) in {"Training": of_training, "Evaluation": of_evaluation}.items():
         parts = (
             set_color(f"[{phase}]: ", "pink") + set_color(size, "cyan"),
             "= " + set_color(f"[{config[size]}]", "yellow"),

@@ -74,7 +74,7 @@ def as_rows(pairs: Pairs, dataset: Any) -> Interaction:
     """Histories as the columns that RecBole's sequential models read, the inverse of :func:`as_pairs`."""
     columns = {
         dataset.uid_field: pairs.user,
-        dataset.item_id_list_field: pairs.history,
+        dataset.history_field: pairs.history,
         dataset.item_list_length_field: pairs.length,
         dataset.iid_field: pairs.target,
     }

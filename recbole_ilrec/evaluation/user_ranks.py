@@ -66,6 +66,8 @@ def read_ranks(path: Path) -> tuple[Tensor, TargetPlaces, dict[str, object]]:
             user = file.get_tensor("user")
             columns = {name: file.get_tensor(name).long() for name in TargetPlaces.__dataclass_fields__}
     except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent}: check the path.") from None
         raise UserError(f"{path} does not exist: runs that were saved have it; run again with saved=true.") from None
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no file of ranks, or is truncated ({error}): run again.") from None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.collaborative.reward_model import RewardModel, load_reward_model
+from recbole_ilrec.configuration.contradictions import too_many_layers
 from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.data.alignment import alignment_of
 from recbole_ilrec.data.candidates import CANDIDATES
@@ -103,10 +104,7 @@ class GenerativeRecommender(SequentialRecommender):
         )
         needed = self.objective.needs.layers
         if needed >= self.backbone.num_layers:
-            raise UserError(
-                f"k={settings.ilrec.k} is too large: backbone '{settings.backbone_name}' has "
-                f"{self.backbone.num_layers} layers, so k may be 0 to {self.backbone.num_layers - 1}; lower --k."
-            )
+            raise too_many_layers(settings, self.backbone.num_layers)
         self.rewards: RewardTable | None = None
         self.epoch = 0.0
         self._load_reward_model = partial(load_reward_model, config, dataset)

@@ -189,7 +189,7 @@ class TitleRanker:
         dataset, catalog = self.dataset, self.encoder.catalog
         if self.settings.weight_by == "popularity":
             rows = dataset.inter_feat
-            first = rows[dataset.item_id_list_field][rows[dataset.item_list_length_field] == 1][:, 0]
+            first = rows[dataset.history_field][rows[dataset.item_list_length_field] == 1][:, 0]
             items = torch.cat([rows[dataset.iid_field], first])
             return best_of_group(catalog, torch.bincount(items, minlength=catalog.num_items + 1)[1:].double())
         with torch.enable_grad():  # it may have to be trained first

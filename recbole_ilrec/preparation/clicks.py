@@ -86,9 +86,20 @@ def read(files: Mapping[str, Path], work: Path) -> SourceData:
         time.append(seconds)
     if not user:
         raise UserError(f"{files['interactions']} has no row: add one for each click, user, item and time.")
+    if not dates:
+        _check_unit(files["interactions"], np.asarray(time))
     texts = _texts(files["texts"], items) if "texts" in files else None
     sequences = _sequences(np.asarray(user), np.asarray(item), np.asarray(time), list(users), list(items))
     return SourceData(sequences, tie_rule=TIE_RULE, texts=texts)
+
+
+def _check_unit(file: Path, time: np.ndarray) -> None:
+    """Times of our days are 1e9 seconds, 1e12 milliseconds, 1e15 or 1e18: two of them together are in two units."""
+    unit = np.digitize(time, [1e8, 1e11, 1e14, 1e17])
+    seen = np.unique(unit[unit > 0])
+    if len(seen) > 1:
+        few, many = (f"{time[unit == each][0]:.0f}" for each in seen[[0, -1]])
+        raise UserError(f"{file}: times are in different units, e.g. {few} and {many}: write all in seconds.")
 
 
 def _sequences(
@@ -142,7 +153,10 @@ def _value(where: str, row: Mapping[str, object], names: tuple[str, ...]) -> obj
     for name in names:
         if name in row:
             return row[name]
-    raise UserError(f"{where}: there is no {' or '.join(names)} among {', '.join(map(str, row))}: name it so.")
+    raise UserError(
+        f"{where}: there is no column {' or '.join(names)}, only {', '.join(map(str, row))}: rename the column that "
+        f"holds it to {names[0]}."
+    )
 
 
 def _number(numbers: dict[str, int], where: str, kind: str, value: object) -> int:

@@ -158,6 +158,12 @@ def _refuse_foreign_files(target: Path, name: str, manifest: Mapping[str, object
             f"{target} has to be made again and holds files that 'prepare' did not write: {', '.join(foreign[:3])}. "
             f"Move them away, or choose another name or --out."
         )
+    for file, digest in _outputs(manifest).items():
+        if (target / file).is_file() and sha256_of(target / file) != digest:
+            raise UserError(
+                f"{target / file} has been changed since 'prepare' wrote it, and would be replaced: move it away, or "
+                "choose another name or --out."
+            )
 
 
 def _intact(target: Path, manifest: Mapping[str, object]) -> bool:

@@ -163,9 +163,13 @@ def _figure(picture: Picture) -> tuple[Any, int]:
 
 
 def _lines(axes: Any, panel: Panel) -> None:
+    place = {x: at for at, x in enumerate(dict.fromkeys(x for series in panel.series for x in series.x))}
+    named = any(isinstance(x, str) for x in place)
+    if named:  # names have no distances
+        axes.set_xticks(list(place.values()), list(map(str, place)))
     for n, series in enumerate(panel.series):
         axes.errorbar(
-            series.x,
+            [place[x] for x in series.x] if named else series.x,
             series.mean,
             yerr=series.deviation if any(series.deviation) else None,
             label=series.label,

@@ -262,6 +262,8 @@ def narrowed(
     Raises:
         UserError: no line or column of that name.
     """
+    if columns and not plan.axis:
+        raise UserError(f"Table '{plan.name}' has no columns of its own to choose from: choose lines with --models.")
     axis = {label: plan.axis[label] for label in _chosen("column", list(plan.axis), columns)}
     labels = {row.label.lower() for _, row in plan.rows()}
     wanted = {name.lower() for name in models}

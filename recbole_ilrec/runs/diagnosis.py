@@ -97,7 +97,7 @@ def rows_of(part: SequenceDataset) -> Rows:
     feat, time = part.inter_feat, part.time_field
     return Rows(
         user=feat[part.uid_field].numpy(),
-        history=feat[part.item_id_list_field].numpy(),
+        history=feat[part.history_field].numpy(),
         history_time=feat[f"{time}{part.config['LIST_SUFFIX']}"].numpy(),
         length=feat[part.item_list_length_field].numpy(),
         target=feat[part.iid_field].numpy(),

@@ -193,7 +193,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path.parent} is no checkpoint of this package: it has no {STATE}. Check the path.") from None
+        if not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent}: check the path.") from None
+        raise UserError(
+            f"{path.parent} is no checkpoint of this package: it has no {STATE}. A run has one from its first "
+            "validation on; check the path."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is truncated or no checkpoint of this package. Copy the whole folder again.") from None
     needed = ("format", "kind", "file", "sha256", "content")

@@ -14,6 +14,7 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import held, write_atomically
 from recbole_ilrec.runtime.checkpoint import STATE
 from recbole_ilrec.runtime.resumption import LOOP_STATE, clear_up
@@ -78,18 +79,28 @@ def newest_run(config: Any) -> Path | None:
     found: list[tuple[float, Path]] = []
     for folder in Path(str(config["checkpoint_dir"])).glob(f"{name}*"):
         states = [*folder.glob(f"checkpoint-*/{LOOP_STATE}"), *folder.glob(f"last/{STATE}")]
-        if states and _key_of(folder) == config.keys.run:
+        if states and _marked(folder).get("run") == config.keys.run:
             found.append((max(state.stat().st_mtime for state in states), folder))
     return max(found)[1] if found else None
 
 
 def begun_as(resumed: Path) -> str | None:
     """Key of the run whose folder, or checkpoint in it, ``resumed`` is; ``None`` where it is not known."""
-    return _key_of(resumed) or _key_of(resumed.parent)
+    return _marked(resumed).get("run")
 
 
-def _key_of(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / MARK).read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a folder of something else
+def refuse_other_data(resumed: Path, dataset: str) -> None:
+    """Raise :class:`UserError` where the run that ``resumed`` is of, a folder or a checkpoint, had another dataset."""
+    before = _marked(resumed).get("dataset", dataset)
+    if before != dataset:
+        raise UserError(f"{resumed} is of a run on '{before}': go on with it under --dataset={before}.")
+
+
+def _marked(folder: Path) -> dict[str, str]:
+    """What :func:`mark` left in a run's folder or in the one that a checkpoint is in; empty where that is no run's."""
+    for place in (folder, folder.parent):
+        with suppress(OSError, ValueError):
+            found = json.loads((place / MARK).read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+    return {}

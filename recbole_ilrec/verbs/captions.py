@@ -15,7 +15,7 @@ QUICK = (
 )
 
 
-def caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool) -> str:
+def caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick: bool, given: Mapping[str, Any]) -> str:
     """The caption of a table of results.
 
     Args:
@@ -23,6 +23,7 @@ def caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick:
         records: of its runs.
         tests: how many comparisons were tested.
         quick: whether the runs were made with ``--quick``.
+        given: settings of the command line, over the plan's.
     """
     parts = [f"{_whom(records)}; {spread(plan)}.", *_limits(records), *_lists(records), *_machines(plan, records)]
     certificates = [record["evaluation"] for record in records]
@@ -36,7 +37,7 @@ def caption(plan: Plan, records: Sequence[Mapping[str, Any]], tests: int, quick:
     parts.append(MARKED)
     if tests:
         parts.append(f"{MARK}: better than the best other line of the block ({TEST}, Holm over {tests}, p < {ALPHA}).")
-    return framed(plan, records, parts, quick)
+    return framed(plan, records, parts, quick, given)
 
 
 def _limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -83,8 +84,12 @@ def spread(plan: Plan) -> str:
     return f"mean ± standard deviation over seeds {seeds}" if len(plan.seeds) > 1 else f"one seed ({seeds})"
 
 
-def framed(plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str], quick: bool) -> str:
-    """What is said of numbers between the plan's title and by how many versions of the code they were made."""
+def framed(
+    plan: Plan, records: Sequence[Mapping[str, Any]], said: Sequence[str], quick: bool, given: Mapping[str, Any]
+) -> str:
+    """What is said of numbers between the plan's title, what was ``given``, and by how many versions of the code."""
+    changed = ", ".join(f"{key}={value}" for key, value in given.items())
     codes = {record["evaluation"]["code"] for record in records}
     versions = [f"The numbers were made by {len(codes)} versions of the code."] if len(codes) > 1 else []
-    return " ".join([*([QUICK] if quick else []), f"{plan.title}.", *said, *versions])
+    title = f"{plan.title}, with {changed}." if changed else f"{plan.title}."
+    return " ".join([*([QUICK] if quick else []), title, *said, *versions])

@@ -51,7 +51,7 @@ def differences_table(grid: Grid, outcomes: Outcomes, against: str, *, quick: bo
     records = [outcome.record for outcome in outcomes.values() if outcome.record]
     return Table(
         name=f"{plan.name}{'-quick' if quick else ''}-against",
-        caption=framed(plan, records, _said(against, len(tested)), quick),
+        caption=framed(plan, records, _said(against, len(tested)), quick, grid.given),
         head=_head(columns, metrics),
         blocks=tuple(blocks),
     )

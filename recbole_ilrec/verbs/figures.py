@@ -42,7 +42,8 @@ def _of_layers(grid: Grid, outcomes: Outcomes, quick: bool) -> str:
     parts = [record["evaluation"].get("valid", {}).get("rows_evaluated", USERS_OF_LAYERS) for record in records]
     users = " or ".join(str(count) for count in sorted({min(USERS_OF_LAYERS, part) for part in parts}))
     said = [f"Mean over the tokens of the validation item of {users} users, each after the true tokens before it."]
-    return framed(grid.plan, records, [*said, f"{_bars_for(spread(grid.plan)).capitalize()}."], quick)
+    said.append(f"{_bars_for(spread(grid.plan)).capitalize()}.")
+    return framed(grid.plan, records, said, quick, grid.given)
 
 
 def _bars_for(said: str) -> str:

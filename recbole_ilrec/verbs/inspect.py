@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ ILRec, whose settings are then those that it would have had.
   --history=ITEM,ITEM        somebody new: ids or titles, oldest first; separate by ';' where they hold commas
   --item=ITEM                the answer to look at, id or title
   --tokens=8                 tokens to show at each place
-  --sample=N                 the last items of N users, the same ones each time, in the mean: how many negatives, how
+  --sample=N                 the test items of N users, the same ones each time, in the mean: how many negatives, how
                              much of their weight lies on tokens that may follow and on what the user has had
   --json=PATH                also write all of it as JSON
   --data_path=DIR, --cache_dir=DIR, --index_file=FILE, --backbone=DIR
@@ -81,7 +82,16 @@ def _of_one(asked: "Recommender", options: dict[str, Any], most: int) -> tuple[I
     from recbole_ilrec.runs.inspection import inspect_answer
 
     seen = inspect_answer(asked, most=most, **_question(asked, options))
-    return _lines(asked, seen), _plain(seen)
+    known = "user" in options and "item" not in options and str(options["user"]) not in _tested(asked)
+    trained_on = ["", "the user's last item is none of the test part: the model was trained on it"] if known else []
+    return chain(_lines(asked, seen), trained_on), _plain(seen)
+
+
+def _tested(asked: "Recommender") -> list[str]:
+    """Ids of the users of the test part: the last item of another one was trained on."""
+    part = asked.trained.data.test._dataset
+    numbers = part.inter_feat[part.uid_field].unique().tolist()
+    return [asked.names.users[number - 1] for number in sorted(numbers)]
 
 
 def _of_many(asked: "Recommender", sample: int) -> tuple[Iterator[str], dict[str, Any]]:
@@ -89,7 +99,7 @@ def _of_many(asked: "Recommender", sample: int) -> tuple[Iterator[str], dict[str
 
     from recbole_ilrec.runs.negatives import negatives_of
 
-    users = asked.names.users
+    users = _tested(asked)
     chosen = np.sort(np.random.default_rng(0).choice(len(users), min(sample, len(users)), replace=False))
     found = negatives_of(asked, [users[row] for row in chosen])
     return _means(asked, found), {"users": len(chosen), "places": [place._asdict() for place in found]}
@@ -117,7 +127,7 @@ def _plain(seen: "Inspection") -> dict[str, Any]:
 def _means(asked: "Recommender", found: Sequence["Negatives"]) -> Iterator[str]:
     config, settings = asked.trained.config, asked.trained.config.settings.ilrec
     rewarded = found[0].reward is not None
-    yield f"{config.model} on {config.dataset}: the last items of {found[0].tokens:,} users, token by token"
+    yield f"{config.model} on {config.dataset}: the test items of {found[0].tokens:,} users, token by token"
     yield f"alpha {settings.alpha:g}, penalty {settings.penalty}, beta {settings.beta:g}"
     yield ""
     losses = "".join(f"{name:>9}" for name in found[0].losses)

@@ -58,10 +58,10 @@ def report(arguments: Arguments) -> int:
     found = _records(files)
     runs, missing = read_runs(found)
     if not runs:
-        where = ", ".join(map(str, arguments.words)) or f"below --checkpoint_dir={root}"
+        where = f"in {', '.join(map(str, arguments.words))}" if arguments.words else f"below --checkpoint_dir={root}"
         untested = " with numbers of the test part" if found else ""
         raise UserError(
-            f"There is no record of a run{untested} in {where}: make one with recbole-ilrec run, or name its file."
+            f"There is no record of a run{untested} {where}: make one with recbole-ilrec run, or name its file."
         )
     asked, gone = _asked(root) if below else ([], [])
     missing += gone + (_unfinished(root, [record for record, _ in found]) if below else [])

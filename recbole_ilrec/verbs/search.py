@@ -129,6 +129,7 @@ class _Search:
             UserError: a name that nothing reads; the model or the dataset is missing.
         """
         from recbole_ilrec.configuration.config import Config, MissingDataset
+        from recbole_ilrec.configuration.unread import refuse_unread
         from recbole_ilrec.quick_start import configure
 
         try:
@@ -139,7 +140,7 @@ class _Search:
         self.model, self.dataset = config.model, config.dataset
         for phase in self.space.phases:
             try:
-                self.experiments.config(self._planned(first_of(phase)))
+                refuse_unread(self.experiments.config(self._planned(first_of(phase))), phase.space)
             except UserError as error:
                 raise UserError(f"search space '{self.space.name}': {error}") from None
         if not config["eval_step"]:

@@ -101,7 +101,7 @@ def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Tab
     count = sum(cell.p is not None for _, lines in tested for line in lines for cell in line.cells)
     return Table(
         name=f"{plan.name}-quick" if quick else plan.name,
-        caption=caption(plan, records, count, quick),
+        caption=caption(plan, records, count, quick, grid.given),
         head=head(plan, columns),
         blocks=tuple(marks),
         notes=tuple(dict.fromkeys(notes)),

@@ -1,0 +1,75 @@
+"""RecBole's settings that select, order and split interactions; what it would pass over or fail at is refused here."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_ilrec.errors import UserError, unknown_name
+
+_NUMBER = r"[-+]?(?:inf|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+)"
+_INTERVAL = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]", re.IGNORECASE)
+_EVAL_ARGS = ("split", "group_by", "order", "mode")
+_MODE = re.compile(r"full|labeled|none|(?:uni|pop)[1-9]\d*")
+
+
+def check_selection(final: dict[str, Any]) -> None:
+    """Raise :class:`UserError` for the first setting that cannot select; intervals given as lists become text."""
+    for key in ("user_inter_num_interval", "item_inter_num_interval"):
+        final[key] = _interval(key, final.get(key))
+    if final.get("val_interval") is not None:
+        final["val_interval"] = _by_value(final["val_interval"], final.get("load_col"))
+    if final.get("rm_dup_inter") not in (None, "first", "last"):
+        raise UserError(f"rm_dup_inter={final['rm_dup_inter']!r} is not allowed: keep the 'first' or the 'last' copy.")
+    if isinstance(final["eval_args"], dict):
+        _check_eval_args(final["eval_args"])
+
+
+def check_parts(final: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` where ``benchmark_filename`` names a file that is not there."""
+    for part in final.get("benchmark_filename") or ():
+        path = Path(final["data_path"]) / f"{final['dataset']}.{part}.inter"
+        if not path.is_file():
+            raise UserError(f"benchmark_filename={final['benchmark_filename']}: there is no file {path}.")
+
+
+def _by_value(given: object, load_col: object) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UserError(f"val_interval={given!r} is not allowed: give columns, e.g. {{rating: '[3,inf)'}}.")
+    if isinstance(load_col, Mapping):
+        loaded = [str(field) for fields in load_col.values() for field in fields or ()]
+        for field in given:
+            if field not in loaded:
+                raise UserError(
+                    f"val_interval names the column '{field}', which is not loaded: add it to load_col, now {load_col}."
+                )
+    # A list of values selects from a column of names.
+    return {
+        field: _interval(f"val_interval.{field}", wanted) if isinstance(wanted, str) else wanted
+        for field, wanted in given.items()
+    }
+
+
+def _interval(key: str, given: object) -> str | None:
+    """RecBole's text of one interval or several; it passes over what it cannot read, and filters nothing then."""
+    if given is None:
+        return None
+    text = f"[{given[0]},{given[1]}]" if isinstance(given, list) and len(given) == 2 else str(given)
+    for part in text.split(";"):
+        found = _INTERVAL.fullmatch(part.strip())
+        if found is None or float(found[1]) > float(found[2]):
+            raise UserError(f"{key}={given!r} is not allowed: give an interval such as '[5,inf)', or several with ';'.")
+    return text
+
+
+def _check_eval_args(eval_args: Mapping[str, Any]) -> None:
+    for key in eval_args:
+        if key not in _EVAL_ARGS:
+            raise unknown_name("part of eval_args:", key, _EVAL_ARGS)
+    mode = eval_args.get("mode", "full")
+    for each in mode.values() if isinstance(mode, Mapping) else (mode,):
+        if not _MODE.fullmatch(str(each)):
+            raise UserError(
+                f"eval_args.mode={each!r} is not allowed: 'full' ranks all items, 'uni100' or 'pop100' the true one "
+                "among 100 that are drawn."
+            )
