@@ -16,6 +16,10 @@ __all__ = ["Recommender", "run_recbole_ilrec"]
 _HOMES = {"run_recbole_ilrec": "recbole_ilrec.quick_start", "Recommender": "recbole_ilrec.runs.recommendation"}
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """What this package offers, imported when it is asked for: torch and RecBole take seconds to load."""
     if name not in _HOMES:

@@ -242,6 +242,7 @@ def start_logging(config: Config) -> None:
     root.handlers.clear()
     try:
         if processes.is_first():
+            require_writable(Path("log") / config.model, "the log of a run goes to log/ of the current folder")
             (Path("log") / config.model).mkdir(parents=True, exist_ok=True)  # RecBole fails if another run is as fast
             init_logger(config)
         else:

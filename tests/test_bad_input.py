@@ -98,6 +98,8 @@ USAGE = {
     "not a number": ({"alpha": "much"}, "alpha='much' is not allowed"),
     "seed": ({"seed": 1 << 33}, "below 2^32"),
     "backbone": ({"backbone": "tinny"}, "Did you mean 'tiny'?"),
+    "backbone's folder": ({"backbone": "./nowhere"}, "backbone=./nowhere: there is no such folder or file"),
+    "mu": ({"mu": "inf"}, "mu='inf' is not allowed"),
     "few beams": ({"num_beams": 4}, "num_beams=4 cannot fill topk=[5]"),
     "metric": ({"metrics": ["GAUC"]}, "needs the score of every item"),
     "device": ({"device": "tpu"}, "device='tpu' is not allowed"),

@@ -173,6 +173,8 @@ class Config(RecBoleConfig):
         path = preset("backbone", name)
         if path.is_file() and "/" not in name:
             return f"properties/backbone/{name}.yaml", {"backbone": name, **flat_sections(read_yaml(path))}
+        if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+            raise UserError(f"backbone={name}: there is no such folder or file.")
         if "/" in name or Path(name).exists():
             return f"backbone={name}", {"backbone.path": name}
         if name == Settings().backbone_name:

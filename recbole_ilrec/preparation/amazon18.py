@@ -44,8 +44,9 @@ def find(folder: Path, name: str) -> dict[str, Path]:
     Raises:
         UserError: no folder, or a file is missing, or it is not clear which category is meant.
     """
+    hint = how_to_get(name, "amazon18")
     if not folder.is_dir():
-        raise UserError(f"--path={folder} is not a folder: give the folder with the raw files. {how_to_get(name)}")
+        raise UserError(f"--path={folder} is not a folder: give the folder with the raw files. {hint}")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     metadata = {
         file.removesuffix(suffix).removeprefix("meta_"): file
@@ -54,7 +55,7 @@ def find(folder: Path, name: str) -> dict[str, Path]:
         if file.startswith("meta_") and file.endswith(suffix)
     }
     if not metadata:
-        raise UserError(f"No meta_*.json.gz in {folder}: item texts are needed. {how_to_get(name)}")
+        raise UserError(f"No meta_*.json.gz in {folder}: item texts are needed. {hint}")
     known = known_dataset(name)
     wanted = [known.category] if known else [name]
     category = next((c for c in (*wanted, *(metadata if len(metadata) == 1 else ())) if c in metadata), None)
@@ -64,13 +65,11 @@ def find(folder: Path, name: str) -> dict[str, Path]:
             f"of one."
         )
     if known and category != known.category:
-        raise UserError(f"{folder} holds {category}, but {known.name} is made of {known.category}. {how_to_get(name)}")
+        raise UserError(f"{folder} holds {category}, but {known.name} is made of {known.category}. {hint}")
     stems = [category + ending for ending in (".csv", *JSON_SUFFIXES, *(f"_5{s}" for s in JSON_SUFFIXES))]
     events = next((stem for stem in stems if stem in names), None)
     if events is None:
-        raise UserError(
-            f"Neither {category}.csv (ratings) nor {category}_5.json.gz (reviews) is in {folder}: {how_to_get(name)}"
-        )
+        raise UserError(f"Neither {category}.csv (ratings) nor {category}_5.json.gz (reviews) is in {folder}: {hint}")
     return {"interactions": folder / events, "metadata": folder / metadata[category]}
 
 

@@ -57,11 +57,16 @@ def known_dataset(name: str) -> KnownDataset | None:
     return KNOWN.get(name)
 
 
-def how_to_get(name: str) -> str:
-    """One line of commands that make the dataset, for error messages; generic for a name that is not the paper's."""
+def how_to_get(name: str, source: str | None = None) -> str:
+    """One line of commands that make the dataset, for error messages; generic for a name that is not the paper's.
+
+    Args:
+        name: of the dataset.
+        source: what its raw files are, where that is known.
+    """
     known = KNOWN.get(name)
-    if known is None:
-        ways = "clicks|lcrec|amazon18|sdpo"
+    if known is None or (source or "amazon18") != "amazon18":
+        ways = source or "clicks|lcrec|amazon18|sdpo"
         return f"Run: recbole-ilrec prepare {name} --source {ways} --path DIR, with the raw files in DIR."
     ratings, metadata = known.urls()
     return (

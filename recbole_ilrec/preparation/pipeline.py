@@ -124,7 +124,9 @@ def _raw_folder(name: str, source: str, path: str | Path | None, out: Path) -> P
     if path is not None:
         return Path(path)
     if source.lower() != "amazon18" or known_dataset(name) is None:
-        raise UserError(f"--path is missing: the folder with the raw files of {name}. {how_to_get(name)}")
+        raise UserError(
+            f"--path is missing: the folder with the raw files of {name}. {how_to_get(name, source.lower())}"
+        )
     folder = out / ".amazon18"
     download(name, folder)
     return folder

@@ -115,6 +115,11 @@ def total(stages: Mapping[str, Mapping[str, Any]], count: str, *, within: str = 
     return sum(entry.get(count, 0) + entry.get("earlier", {}).get(count, 0) for entry in chosen)
 
 
+def epochs_of(stages: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+    """Supervised and preference epochs of a run, those of its reward model left out."""
+    return total(stages, "epochs", within="supervised"), total(stages, "epochs", within="preference")
+
+
 def seconds_before(stages: Mapping[str, Mapping[str, Any]]) -> float:
     """Wall-clock seconds that earlier processes spent for a run: to be added to its own."""
     return sum(entry.get("earlier", {}).get("wall_seconds", 0.0) for entry in stages.values())

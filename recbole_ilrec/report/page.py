@@ -169,7 +169,8 @@ def _run(run: Run) -> Markup:
     numbers, stages = policies_table(run), stages_table(record)
     curves = run_picture(run)
     drawn = _figure(curves, f"run-{run.number}") if curves else tag("p", "No losses were kept.", class_="note")
-    settings = json.dumps(record.get("settings") or record.get("config"), indent=1, sort_keys=True)
+    every = {"of this package": record.get("settings"), "of RecBole": record.get("config")}
+    settings = json.dumps({name: own for name, own in every.items() if own}, indent=1, sort_keys=True)
     return tag(
         "article",
         tag("h3", f"{run.name} on {record['dataset']}, seed {record['seed']}"),
@@ -200,7 +201,7 @@ def _data(content: Content) -> list[Markup]:
     for dataset, run in found.items():
         findings = run.record["findings"]
         told = [finding for finding in findings if finding["level"] != "ok"]
-        fine = ", ".join(finding["check"] for finding in findings if finding["level"] == "ok")
+        fine = ", ".join(dict.fromkeys(finding["check"] for finding in findings if finding["level"] == "ok"))
         parts.append(tag("h3", f"Checks of {dataset} (run {run.name})"))
         parts.append(tag("ul", *(_finding(finding) for finding in told)))
         parts.append(tag("p", f"Nothing to say: {fine or 'none'}.", class_="soft"))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_ilrec.report.costs import SECONDS, gigabytes, seconds_before, total
+from recbole_ilrec.report.costs import SECONDS, epochs_of, gigabytes, seconds_before
 from recbole_ilrec.report.statistics import mean_and_deviation
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
@@ -242,7 +242,7 @@ def costs_table(runs: Sequence[Run]) -> Table:
         numbers: list[tuple[float | None, int]] = [
             (wall / 60, 1),
             ((record["cpu_seconds"] + before) / 60, 1),
-            (total(stages, "epochs") if stages else None, 1),
+            (sum(epochs_of(stages)) if stages else None, 1),
             (gigabytes(record["peak_memory_mb"]), 2),
             (gpu and gigabytes(gpu), 2),
             (trained and trained / 1e6, 3),
@@ -252,7 +252,7 @@ def costs_table(runs: Sequence[Run]) -> Table:
     head = ("Wall (min)", "CPU (min)", "Epochs", "Memory (GB)", "GPU memory (GB)", "Parameters (M)", "Threads")
     caption = (
         "Cost of each run: wall-clock and CPU time with stages that earlier processes did for it, greatest resident "
-        "memory of its process, parameters trained."
+        "memory of its process, parameters trained. Epochs are those of the model itself."
     )
     return Table("costs", caption, (head,), (("", tuple(lines)),))
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recbole_ilrec.settings.section import Count, Natural, NonNegative, Positive, Section, Share
+from recbole_ilrec.settings.section import Count, Natural, NonNegative, Positive, Section, Share, Weight
 
 
 class ILRecSettings(Section):
@@ -14,11 +14,11 @@ class ILRecSettings(Section):
     """Candidate layers before the last one; 0 takes the negatives from the final logits and switches CPD off."""
     alpha: NonNegative = 0.8
     """Threshold of Eq. 4: a token is a hard negative when its ensemble probability is >= alpha times the truth's."""
-    beta: NonNegative = 0.1
+    beta: Weight = 0.1
     """Strength of the penalty in Eq. 7."""
-    lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.01
+    lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="lambda")] = 0.01
     """Weight of the cross-layer preference distillation, Eq. 8-9."""
-    mu: NonNegative = 0.005
+    mu: Weight = 0.005
     """Weight of the collaborative reward regularisation, Eq. 11-12."""
     use_cpo: bool = True
     """False puts plain cross-entropy in place of Eq. 7 (Table 2, 'w/o CPO')."""

@@ -11,7 +11,7 @@ from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.recbole_values import metric_names
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.costs import gigabytes, total
+from recbole_ilrec.report.costs import epochs_of, gigabytes, total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
 from recbole_ilrec.report.runs import (
     COUNTS,
@@ -176,7 +176,7 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
     if metric == "time":
         return seconds(record) / 60
     if metric == "epochs":
-        return total(stages, "epochs", within="supervised") + total(stages, "epochs", within="preference")
+        return sum(epochs_of(stages))
     if metric == "samples":
         return total(stages, "sampling_passes")
     if metric == "memory":
@@ -188,8 +188,7 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
 
 def _epochs(record: Mapping[str, Any]) -> str:
     """``8 (5 + 3)``: supervised and preference epochs, as the paper counts them."""
-    stages = record.get("stages", {})
-    supervised, preference = (total(stages, "epochs", within=name) for name in ("supervised", "preference"))
+    supervised, preference = epochs_of(record.get("stages", {}))
     whole = f"{supervised + preference:g}"
     return f"{whole} ({supervised:g} + {preference:g})" if preference else whole
 
