@@ -20,7 +20,7 @@ from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
-from recbole_ilrec.report.costs import REWARD, ledger, note, note_earlier, seconds_before, spent_on, total
+from recbole_ilrec.report.costs import REWARD, epochs_of, ledger, note, note_earlier, seconds_before, spent_on, total
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs import certificate
 from recbole_ilrec.runtime import run_folder
@@ -289,3 +289,8 @@ def test_beams_that_are_no_items_or_twice_the_same_are_counted():
     leaf = torch.tensor([[3, 1, 2, 0], [2, 2, 5, -1]])
     quality = list_quality(Ranking(leaf=leaf, score=torch.zeros(2, 4)), 3)
     assert (quality.length, quality.valid, quality.distinct) == (4, 7 / 8, 6 / 8)
+
+
+def test_epochs_of_a_run_are_not_those_of_its_reward_model():
+    own = {"supervised": {"epochs": 3, "earlier": {"epochs": 2}}, "preference": {"epochs": 1}}
+    assert epochs_of({**own, REWARD: {"epochs": 4}, f"supervised/{REWARD}": {"epochs": 4}}) == (5, 1)

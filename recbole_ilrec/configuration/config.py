@@ -28,7 +28,7 @@ from recbole_ilrec.configuration.lookup import (
 from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
 from recbole_ilrec.configuration.run_keys import RunKeys
-from recbole_ilrec.configuration.selection import check_parts, check_selection
+from recbole_ilrec.configuration.selection import check_files, check_selection
 from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.runtime.device import choose_device
 from recbole_ilrec.runtime.terminal import shows_bars
@@ -109,7 +109,7 @@ class Config(RecBoleConfig):
         self._derive()
         self._init_device()
         self._set_data_path(data_root)
-        check_parts(self.final_config_dict)
+        check_files(self.final_config_dict, titles=self.is_llm and self.settings.paradigm == "bigrec")
         if self.final_config_dict["cache_dir"] is None:
             self.final_config_dict["cache_dir"] = str(Path(str(self.final_config_dict["checkpoint_dir"])) / "cache")
 

@@ -25,8 +25,19 @@ def check_selection(final: dict[str, Any]) -> None:
         _check_eval_args(final["eval_args"])
 
 
-def check_parts(final: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` where ``benchmark_filename`` names a file that is not there."""
+def check_files(final: Mapping[str, Any], *, titles: bool) -> None:
+    """Raise :class:`UserError` where a file of the dataset that the settings ask for is not there.
+
+    Args:
+        final: all settings; ``benchmark_filename`` names parts of the split.
+        titles: whether items are called by their titles.
+    """
+    texts = Path(final["data_path"]) / f"{final['dataset']}.item"
+    if titles and not texts.is_file():
+        raise UserError(
+            f"dataset '{final['dataset']}' has no item titles, which paradigm=bigrec needs: there is no file {texts}. "
+            "Add it, with a column title:token_seq, or use --paradigm=lcrec."
+        )
     for part in final.get("benchmark_filename") or ():
         path = Path(final["data_path"]) / f"{final['dataset']}.{part}.inter"
         if not path.is_file():
