@@ -171,6 +171,8 @@ def test_content_key_follows_the_data_and_the_filters(root):
 
 def test_content_key_follows_parts_that_are_files_of_their_own(root):
     keys = []
+    for part in ("valid", "test"):
+        (root / f"toy/toy.{part}.inter").touch()
     for row in ("a\tb\t1", "a\tc\t1"):
         (root / "toy/toy.train.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{row}\n")
         keys.append(data_key(config_for(root, benchmark_filename=["train", "valid", "test"])))

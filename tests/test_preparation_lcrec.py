@@ -83,6 +83,9 @@ def test_a_damaged_output_is_made_again(tmp_path):
     prepare("toy", "lcrec", path, tmp_path / "out")
     before = tree(tmp_path / "out")
     (tmp_path / "out/toy/toy.inter").write_text("cut")
+    with pytest.raises(UserError, match="toy.inter has been changed since 'prepare' wrote it"):  # it may be an edit
+        prepare("toy", "lcrec", path, tmp_path / "out")
+    (tmp_path / "out/toy/toy.inter").unlink()
     assert not prepare("toy", "lcrec", path, tmp_path / "out").up_to_date
     assert tree(tmp_path / "out") == before
 

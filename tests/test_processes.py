@@ -130,9 +130,9 @@ def test_freely_generated_titles_are_shared_out(ring):
 
 
 def test_a_first_process_that_fails_does_not_leave_the_others_waiting(ring):
-    first, second = several(ring, 2, "ILRec", "ring", {**PLAIN, "k": 4})
-    assert "k=4" in first["error"]
-    assert second["error"].startswith("the first of 2 processes failed: k=4")
+    first, second = several(ring, 2, "ILRec", "ring", {**PLAIN, "prompt.max_length": 4})
+    assert "prompt.max_length=4" in first["error"]
+    assert second["error"] == f"the first of 2 processes failed: {first['error']}"
 
 
 ON_A_NODE = """

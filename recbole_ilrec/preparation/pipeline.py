@@ -82,7 +82,7 @@ def prepare(name: str, source: str, path: str | Path | None = None, out: str | P
         out: folder of datasets.
 
     Raises:
-        UserError: see the sources; or ``OUT/NAME`` holds files that this function did not write.
+        UserError: see the sources; or ``OUT/NAME`` holds files that this function did not write, or has not left so.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"'{name}' cannot name a dataset: use letters, digits, '_', '-' and '.', e.g. Instrument.")
