@@ -192,6 +192,9 @@ def test_metrics_of_one_family_costs_and_choices_among_candidates_are_columns(ri
         "blocks: [{rows: {A: {model: Pop, metrics: [Hit, NDCG, ItemCoverage]}, "
         "B: {model: BIGRec, task: candidates}}}]\n"
     )
+    assert cli.main(["table", "mixed.yaml", "--dry_run"]) == 2  # without titles nothing chooses among candidates
+    assert "no run computes validratio" in capsys.readouterr().err
+    (ring / "dataset/ring/ring.item").write_text("item_id:token\ttitle:token_seq\ni1\tOne\n")
     assert cli.main(["table", "mixed.yaml", "--dry_run"]) == 0
     assert "2 runs; to do" in capsys.readouterr().out
 
