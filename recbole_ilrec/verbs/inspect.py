@@ -82,13 +82,13 @@ def _of_one(asked: "Recommender", options: dict[str, Any], most: int) -> tuple[I
     from recbole_ilrec.runs.inspection import inspect_answer
 
     seen = inspect_answer(asked, most=most, **_question(asked, options))
-    known = "user" in options and "item" not in options and str(options["user"]) not in _tested(asked)
-    trained_on = ["", "the user's last item is none of the test part: the model was trained on it"] if known else []
-    return chain(_lines(asked, seen), trained_on), _plain(seen)
+    untested = "user" in options and "item" not in options and str(options["user"]) not in _tested(asked)
+    note = "the user's last item is none of the test part: the model may have been trained on it"
+    return chain(_lines(asked, seen), ["", note] if untested else []), _plain(seen)
 
 
 def _tested(asked: "Recommender") -> list[str]:
-    """Ids of the users of the test part: the last item of another one was trained on."""
+    """Ids of the users of the test part: the last item of another one may have been trained on."""
     part = asked.trained.data.test._dataset
     numbers = part.inter_feat[part.uid_field].unique().tolist()
     return [asked.names.users[number - 1] for number in sorted(numbers)]
