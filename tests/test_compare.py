@@ -23,12 +23,13 @@ from recbole_ilrec.checks.paired import (
     sign_test,
 )
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import data_key
+from recbole_ilrec.configuration.outcome import data_key, request_of
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.evaluation.user_ranks import write_ranks as write_file
 from recbole_ilrec.metrics.rank_metrics import keep_ranks
+from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.verbs.compare import read_user_ranks
 from tests.worlds import ring_world, write_dataset
 
@@ -185,6 +186,18 @@ def test_runs_of_every_family_say_the_same_of_the_same_data_and_are_compared(run
         write_ranks(runs / name, np.arange(1, 31), np.ones(30), {"dataset": "ring", "data": data})
     assert cli.main(["compare", "A", "B"]) == 0
     assert cli.main(["compare", "A", "B", "--user_inter_num_interval=[8,inf)"]) == 2
+    assert "The data of ring are not those of the runs" in capsys.readouterr().err
+
+
+def test_data_are_found_and_filtered_as_the_runs_had_them_from_any_folder(runs, monkeypatch, capsys):
+    config = Config("Pop", "ring", None, {"user_inter_num_interval": "[1,inf)"})
+    for name in "AB":
+        write_ranks(runs / name, np.arange(1, 31), np.ones(30), {"dataset": "ring", "data": data_key(config)})
+    assert cli.main(["compare", "A", "B"]) == 2  # their folders say nothing, and the filter enters the hash
+    save_state(runs / "B" / "best", {"request": request_of(config)}, kind="Pop")
+    monkeypatch.chdir((runs / "elsewhere").mkdir() or runs / "elsewhere")
+    assert cli.main(["compare", "../A", "../B/ranks-test.safetensors"]) == 0
+    assert cli.main(["compare", "../A", "../B", "--user_inter_num_interval=[2,inf)"]) == 2
     assert "The data of ring are not those of the runs" in capsys.readouterr().err
 
 

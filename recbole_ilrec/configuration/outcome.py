@@ -37,6 +37,7 @@ HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_step
 """The same among the typed settings."""
 OF_OTHER_MODELS = {"transitions": True}
 """Typed settings that no language model reads."""
+_SELECTING = (*dataset_arguments, "eval_args", "repeatable")
 _PATHS = (
     "backbone.path",
     "prompt.template",
@@ -110,9 +111,14 @@ def data_key(config: Config) -> str:
             digest.update(bytes.fromhex(_file_hash(path)))
         if path.is_file() or suffix != LISTS:
             digest.update(suffix.removeprefix(".").encode())
-    selecting = {key: config[key] for key in (*dataset_arguments, "eval_args", "repeatable")}
+    selecting = {key: config[key] for key in _SELECTING}
     digest.update(json.dumps(selecting, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def data_asked(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the data are and what is selected from them, of :func:`request_of`: what :func:`data_key` depends on."""
+    return {key: request["config_dict"][key] for key in ("data_path", *_SELECTING) if key in request["config_dict"]}
 
 
 def interactions_key(config: Config) -> str | None:

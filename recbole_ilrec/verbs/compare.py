@@ -24,8 +24,9 @@ length of the history and by popularity of the true item; then the users where e
   --seed=0                   of the permutation test
   --json=PATH                also write the comparison as JSON
 
-Both runs must have been made on the same data, and settings that select data (--data_path=...,
---user_inter_num_interval=..., ...) have to be those of the runs: the files of ranks hold the hash of the data.
+Both runs must have been made on the same data. Where it is and what was selected from it is taken from the folder of
+A, or of B; --data_path=..., --user_inter_num_interval=[...] and the like say it for files of ranks alone, and where the
+data have moved. The files hold the hash of the data, so others are refused.
 """
 
 _RULES = ("history_masked", "candidates", "collisions")
@@ -51,7 +52,8 @@ def compare(arguments: Arguments) -> int:
     if not len(users.user):
         raise UserError(f"{first.name} and {second.name} have no user in common: compare runs on the same data.")
     dataset = _dataset(first.about.get("dataset"), second.about.get("dataset"), arguments.take("dataset"))
-    world = _World(dataset, arguments.options, users.user, data)
+    selected = {**_selection([Path(word) for word in arguments.words], dataset), **arguments.options}
+    world = _World(dataset, selected, users.user, data)
     names = first.name, second.name
     done = compared(
         names, users, world.history_length, world.popularity, ks, examples=examples, seed=seed, remarks=remarks
@@ -170,6 +172,22 @@ def _remarks(first: "UserRanks", second: "UserRanks", ks: list[int]) -> list[str
     if rules[0] != rules[1]:
         said.append(f"Items that share an identifier have the {rules[0]} rank in A and the {rules[1]} one in B.")
     return said
+
+
+def _selection(runs: list[Path], dataset: str) -> dict[str, Any]:
+    """Where the data were and what was selected from them, as the first of the runs whose folder says it was asked."""
+    from recbole_ilrec.configuration.outcome import data_asked
+    from recbole_ilrec.runs.trained import REQUEST
+    from recbole_ilrec.runtime.checkpoint import STATE, plain_entry
+    from recbole_ilrec.runtime.resumption import BEST
+
+    for run in runs:
+        best = (run if run.is_dir() else run.parent) / BEST
+        if (best / STATE).is_file():
+            request = plain_entry(best, REQUEST)
+            if request and request["dataset"] == dataset:
+                return data_asked(request)
+    return {}
 
 
 def _among(items: Any) -> str:
