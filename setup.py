@@ -18,7 +18,6 @@ QLORA = ["bitsandbytes>=0.46"]
 GGUF = ["gguf>=0.10"]
 SEARCH = ["optuna>=4"]
 TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", *PAGE, *QLORA, *GGUF, *SEARCH]
-DOCS = ["mkdocs>=1.6"]
 
 setup(
     name="recbole_ilrec",
@@ -61,8 +60,6 @@ setup(
         "gguf": GGUF,
         "search": SEARCH,
         "page": PAGE,
-        "docs": DOCS,
-        "dev": [*TEST, *DOCS],
     },
     entry_points={"console_scripts": ["recbole-ilrec = recbole_ilrec.__main__:main"]},
 )

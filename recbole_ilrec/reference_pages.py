@@ -6,6 +6,7 @@ Knows the typed settings, the presets' keys and the text of docstrings; imports 
 """
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ line. `--print_config` shows the value of each setting and where it came from. A
 one given on the command line that only other models read is warned of.
 
 *Short* is the flat name, where there is one; both names work. *Preset* names the files in `properties/` that set the
-value in place of the default, for that model, backbone, or pair of backbone and dataset. `~` is an empty value.
+value in place of the default, for that model, dataset, backbone, paradigm, task or pair of them. `~` is an empty value.
 """
 
 CHOICES_HEAD = f"""# Choices
@@ -69,7 +70,7 @@ def settings_page() -> str:
     lines = [SETTINGS_HEAD, "## Names of a run", "", *_table(Settings, "")]
     for name in SECTIONS:
         section = type(Settings.model_fields[name].default)
-        lines += ["", f"## {name}", "", (section.__doc__ or "").strip(), "", *_table(section, name)]
+        lines += ["", f"## {name}", "", _markdown(inspect.cleandoc(section.__doc__ or "")), "", *_table(section, name)]
     overall = (properties_folder() / "overall.yaml").read_text(encoding="utf-8").strip()
     lines += ["", "## RecBole's settings", ""]
     lines += ["All of RecBole's own settings are allowed too, under their names. `properties/overall.yaml` sets:", ""]
@@ -133,12 +134,12 @@ def _markdown(text: str) -> str:
 
 
 def _preset_keys() -> dict[str, list[str]]:
-    """Dotted setting -> the presets of models, backbones, paradigms and pairs of them that set it."""
+    """Dotted setting -> the presets that set it, by kind in the order in which they are laid over each other."""
     found: dict[str, list[str]] = {}
-    kinds = ("model", "backbone", "paradigm", "tuned")
+    kinds = ("model", "dataset", "backbone", "paradigm", "task", "tuned")
     for preset in ("pretrained", *(f"{kind}/{name}" for kind in kinds for name in preset_names(kind))):
         for key, value in read_yaml(properties_folder() / f"{preset}.yaml").items():
-            names = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [FLAT_KEYS.get(key, key)]
+            names = [f"{key}.{inner}" for inner in value] if key in SECTIONS else [FLAT_KEYS.get(key, key)]
             for dotted in names:
                 found.setdefault(dotted, []).append(preset)
     return found

@@ -277,9 +277,23 @@ def test_ci_and_make_run_the_tests_as_the_readme_says():
 
 def test_relative_links_of_the_documentation_lead_somewhere():
     for page in (*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)", page.read_text(encoding="utf-8")):
             if not re.match(r"\w+:", target):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+                linked = page.parent / target if target else page
+                assert linked.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in anchors(linked), f"{page.name}: {target}#{anchor}"
+
+
+def anchors(page):
+    """Of its headings, as they are linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_index():
+    pages = {page.name for page in (PROJECT / "docs").glob("*.md")} - {"README.md"}
+    index = (PROJECT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert pages == set(re.findall(r"^\| \[(\w+\.md)\]\(\1\)", index, re.MULTILINE))
 
 
 def test_files_named_in_the_documentation_exist():

@@ -80,7 +80,7 @@ class ILRecSettings(Section):
 
 
 class PreferenceSettings(Section):
-    """Preference training from a supervised model: DPO, S-DPO, RosePO (``--model=DPO|SDPO|RosePO``).
+    """Preference training from a supervised model (``--model=DPO``, ``SDPO``, ``RosePO`` or ``SPRec``).
 
     ``epochs``, ``learning_rate`` and ``train_batch_size`` of a run belong to its supervised stage.
     """
@@ -127,7 +127,7 @@ class PreferenceSettings(Section):
 
 
 class TransitionsSettings(Section):
-    """The baseline that counts what followed the last item (``--model=Transitions``); nothing is trained."""
+    """The baseline that counts what followed the items of a history, the last ones most (``--model=Transitions``)."""
 
     shrinkage: Positive = 1.0
     """Training rows that popularity weighs as much as, beside what was seen after an item."""
