@@ -15,6 +15,7 @@ from texttable import Texttable
 
 from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.outcome import keys_of, settings_of_record
+from recbole_ilrec.configuration.run_keys import UNKNOWN
 from recbole_ilrec.configuration.unread import unread
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
@@ -194,9 +195,12 @@ def _place(config: Config) -> None:
         config.keys = config.keys.going_on(begun_as(Path(given)))
         if config.keys.begun:
             logger.warning(
-                "%s was begun with other settings or data: what comes out is neither that run nor one with the "
-                "settings given now (the optimizer keeps its own), and is not taken for a finished run of either.",
+                "%s %s: what comes out is neither that run nor one with the settings given now (the optimizer keeps "
+                "its own), and is not taken for a finished run of either.",
                 given,
+                "lies in no run's folder, so how it was begun is not known"
+                if config.keys.begun == UNKNOWN
+                else "was begun with other settings or data",
             )
 
 

@@ -78,6 +78,25 @@ def test_a_run_of_code_that_changed_is_another_run(mine):
     assert run_key(Config("ILRec", "ring", config_dict=SHORT)) == published
 
 
+def test_a_run_whose_code_imports_what_changed_is_another_run(mine):
+    def key():
+        for name in ("my_models", "my_helpers", "my_parts", "my_parts.deeper"):
+            sys.modules.pop(name, None)
+        return run_key(Config("my_models:NoisyILRec", "ring", config_dict=SHORT))
+
+    (mine / "my_parts").mkdir()
+    (mine / "my_parts" / "__init__.py").write_text("")
+    (mine / "my_parts" / "deeper.py").write_text("SCALE = 1\n")
+    (mine / "my_helpers.py").write_text("from my_parts.deeper import SCALE\nimport my_parts.deeper\n")
+    (mine / "stranger.py").write_text("SCALE = 1\n")
+    (mine / "my_models.py").write_text("import my_helpers\n" + (mine / "my_models.py").read_text())
+    before = key()
+    (mine / "stranger.py").write_text("SCALE = 2\n")
+    assert key() == before
+    (mine / "my_parts" / "deeper.py").write_text("SCALE = 22\n")
+    assert key() != before
+
+
 def test_what_is_kept_of_code_that_changed_is_made_anew(mine):
     own = {**SHORT, "preference.epochs": 1, "preference.examples": 20, "reward_model": "my_models:UnitSASRec"}
     (mine / "my_models.py").write_text(

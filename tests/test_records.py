@@ -257,6 +257,36 @@ def test_a_run_that_goes_on_with_other_settings_is_taken_for_neither(ring, caplo
     assert "begun with other settings" not in caplog.text
 
 
+def test_a_checkpoint_that_does_not_say_of_what_run_it_is_gives_no_run_of_these_settings(ring, caplog):
+    first = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=SHORT))
+    newest = max((ring / first["folder"]).glob("checkpoint-*"))
+    shutil.copytree(newest, ring / "elsewhere" / newest.name)
+    given = {**SHORT, "weight_decay": 0.3, "resume_from_checkpoint": str(ring / "elsewhere" / newest.name)}
+    found = record_of(run_recbole_ilrec("LCRec", "ring", config_dict=given))
+    assert "lies in no run's folder" in caplog.text
+    assert found["evaluation"]["weights"] == first["evaluation"]["weights"], "nothing was trained"
+    keys = {run_key(Config("LCRec", "ring", config_dict=settings)) for settings in (SHORT, given)}
+    assert found["evaluation"]["run"] not in keys
+
+
+def test_processes_that_draw_negatives_make_another_run_and_the_usual_none_do_not(ring):
+    def key(**given):
+        return run_key(Config("BERT4Rec", "ring", config_dict={**CLASSICAL, **given}))
+
+    assert key(worker=2) != key() == key(worker=0)
+
+
+def test_a_dataset_may_be_called_as_a_pattern_is(ring):
+    folder = ring / "dataset/ring[1]"
+    shutil.copytree(ring / "dataset/ring", folder)
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace("ring.", "ring[1].")))
+    before = run_key(Config("Pop", "ring[1]"))
+    with (folder / "ring[1].inter").open("a") as stream:
+        stream.write("1\t1\t99\n")
+    assert run_key(Config("Pop", "ring[1]")) != before
+
+
 def test_two_classical_runs_of_one_second_have_a_folder_each(ring, monkeypatch):
     monkeypatch.setattr(run_folder, "get_local_time", lambda: "now")
     monkeypatch.setattr(run_folder.Path, "exists", lambda self: False)  # what a process sees that looks too early

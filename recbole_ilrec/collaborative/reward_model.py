@@ -21,7 +21,7 @@ from torch import Tensor
 from recbole_ilrec.collaborative.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import find_model, keys_read_by
-from recbole_ilrec.configuration.outcome import OUTCOME_FREE, interactions_key, own_code
+from recbole_ilrec.configuration.outcome import OUTCOME_FREE, decides, interactions_key, own_code
 from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.errors import UserError
@@ -307,6 +307,6 @@ def _own_config(config: Config, dataset: SequenceDataset) -> Config:
 
 
 def _key(own: Config, dataset: SequenceDataset) -> str:
-    outcome = {key: value for key, value in own.as_dict().items() if key not in OUTCOME_FREE}
+    outcome = {key: value for key, value in own.as_dict().items() if decides(key, value)}
     identity = json.dumps([outcome, dataset.content_key(), *own_code(own)], sort_keys=True, default=str)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -4,12 +4,14 @@ Knows settings and files; nothing is built or loaded. The code is no part of a r
 when a comment changes); every record holds :func:`code_key`, and tables say when their numbers come from several.
 """
 
+import glob
 import hashlib
 import json
 import sys
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from recbole.utils.argument_list import dataset_arguments
@@ -28,7 +30,7 @@ from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
 # fmt: off
 OUTCOME_FREE = frozenset((
     "data_path", "checkpoint_dir", "cache_dir", "device", "gpu_id", "use_gpu", "local_rank",
-    "show_progress", "state", "num_threads", "worker", "saved", "eval_batch_size", "log_wandb",
+    "show_progress", "state", "num_threads", "saved", "eval_batch_size", "log_wandb",
     "wandb_project", "resume_from_checkpoint", "eval_test",
 ))
 # fmt: on
@@ -37,6 +39,7 @@ HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_step
 """The same among the typed settings."""
 OF_OTHER_MODELS = {"transitions": True}
 """Typed settings that no language model reads."""
+_USUAL = (("worker", 0),)  # with others RecBole draws masks and negatives in processes of their own
 _SELECTING = (*dataset_arguments, "eval_args", "repeatable")
 _PATHS = (
     "backbone.path",
@@ -54,16 +57,21 @@ _OF_OTHER_STAGES: Any = {
     "train": HOW_RUN["train"] | {"layer_losses"},
 }
 _LENGTH, _LARGE = 16, 1 << 26
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def outcome_settings(config: Config, but: Collection[str] = ()) -> dict[str, Any]:
     """RecBole's settings that decide the outcome; those of this package are in ``config.settings``."""
-    left_out = OUTCOME_FREE.union(but)
     return {
         key: value
         for key, value in config.as_dict().items()
-        if key not in left_out and key not in FLAT_KEYS and key.partition(".")[0] not in SECTIONS
+        if decides(key, value) and key not in but and key not in FLAT_KEYS and key.partition(".")[0] not in SECTIONS
     }
+
+
+def decides(key: str, value: Any) -> bool:
+    """Whether one of RecBole's settings with this value has a part in what comes out."""
+    return key not in OUTCOME_FREE and (key, value) not in _USUAL
 
 
 def settings_of_record(config: Config) -> dict[str, Any]:
@@ -149,15 +157,32 @@ def settings_key(config: Config, tested: bool | None = None) -> str:
 
 
 def own_code(config: Config) -> list[list[str]]:
-    """The user's own model, loss and reward model with the hashes of their files: of code that changed all is new."""
+    """The user's own model, loss and reward model with a hash of their code: of what changed all is new."""
     objective, reward = config.settings.objective, config.settings.reward.model
     own = {place_of(config.model_class): config.model_class}
     if config.is_llm and is_place(objective):
         own[objective] = own_class("objective", objective)
     if config.is_llm and is_place(reward):
         own[reward] = own_class("model", reward)
-    files = {place: getattr(sys.modules.get(found.__module__), "__file__", None) for place, found in own.items()}
-    return [[place, _file_hash(Path(file)) if file else ""] for place, file in files.items() if is_place(place)]
+    return [[place, _code_hash(found)] for place, found in own.items() if is_place(place)]
+
+
+def _code_hash(own: type) -> str:
+    """SHA-256 over the file of a class and what it imports, step by step, from files in the same folder or below."""
+    start = sys.modules.get(own.__module__)
+    home = Path(getattr(start, "__file__", None) or "").resolve().parent
+    found: dict[Path, str] = {}
+    modules = [sys.modules.get(parent.__module__) for parent in own.__mro__]
+    while modules:
+        file = getattr(module := modules.pop(), "__file__", None)
+        path = Path(file).resolve() if file else home
+        if path in found or home not in path.parents or "site-packages" in path.parts or _PACKAGE in path.parents:
+            continue
+        found[path] = _file_hash(path)
+        for value in vars(module).values():
+            named = str(getattr(value, "__module__", ""))
+            modules.append(value if isinstance(value, ModuleType) else sys.modules.get(named))
+    return _key([[path.relative_to(home).as_posix(), found[path]] for path in sorted(found)])
 
 
 def _unread(settings: Settings) -> dict[str, Any]:
@@ -225,7 +250,7 @@ def run_key(config: Config) -> str:
 def _file_hashes(config: Config) -> dict[str, str]:
     """Of every file of the data set and of those that settings name."""
     folder = Path(config["data_path"])
-    files = sorted(path for path in folder.glob(f"{config['dataset']}.*") if path.is_file())
+    files = sorted(path for path in folder.glob(f"{glob.escape(config['dataset'])}.*") if path.is_file())
     given = config.settings.index.file
     files += [Path(given)] if given and Path(given).is_file() else []
     hashes = {path.name: _file_hash(path) for path in files}
@@ -268,8 +293,7 @@ def _identity(file: Path) -> str:
 def code_key() -> str:
     """Names the code: all modules of this package, and its prompts, which no setting of a run holds."""
     digest = hashlib.sha256()
-    package = Path(__file__).resolve().parents[1]
-    for path in (*sorted(package.rglob("*.py")), *sorted(preset("prompt", "compact").parent.glob("*.yaml"))):
+    for path in (*sorted(_PACKAGE.rglob("*.py")), *sorted(preset("prompt", "compact").parent.glob("*.yaml"))):
         digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:_LENGTH]

@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import dataclass, replace
 
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class RunKeys:
@@ -15,8 +17,8 @@ class RunKeys:
         run: tells runs with different outcomes apart.
         code: the modules of this package.
         training: ``run`` of all runs with this training: a trial of a search, which leaves the test part alone, is one.
-        begun: ``run`` of the run that this one goes on with, where that was one with other settings or data: what
-            comes out is neither of both.
+        begun: ``run`` of the run that this one goes on with, where that was one with other settings or data, or
+            :data:`UNKNOWN`: what comes out is neither of both.
     """
 
     data: str
@@ -28,8 +30,9 @@ class RunKeys:
     begun: str | None = None
 
     def going_on(self, begun: str | None) -> "RunKeys":
-        """The keys of a run that goes on with the run ``begun``, as far as that is known."""
-        if begun is None or begun in self.training:
+        """The keys of a run that goes on with the run ``begun``; ``None`` where it does not say what it was."""
+        if begun in self.training:
             return self
+        begun = begun or UNKNOWN
         mixed = hashlib.sha256(f"{begun} {self.run}".encode()).hexdigest()[: len(self.run)]
         return replace(self, run=mixed, begun=begun)

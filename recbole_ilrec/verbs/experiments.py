@@ -276,7 +276,7 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 
 
 def newest_resumable(folder: Path) -> Path | None:
-    """The newest run below ``folder`` that can be gone on with: one of other settings than its key's is none."""
-    folders = (path for path in folder.iterdir() if path.is_dir() and begun_as(path) in (None, folder.name))
+    """The newest run below ``folder`` that can be gone on with: one that does not say it has its key is none."""
+    folders = (path for path in folder.iterdir() if path.is_dir() and begun_as(path) == folder.name)
     runs = [path for path in folders if checkpoints(path) or (path / LAST / STATE).is_file()]
     return max(runs, key=lambda path: path.stat().st_mtime, default=None)
