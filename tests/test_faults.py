@@ -202,6 +202,19 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(ring, caplog, 
         load_resumable(folder, kind="LCRec")
 
 
+@pytest.mark.parametrize("spoil", ["best/tensors-*", "ranks-valid.safetensors"])
+def test_a_checkpoint_whose_best_weights_are_broken_does_not_replace_those_of_the_run(ring, caplog, spoil):
+    straight = outcome(run(epochs=3))
+    (folder,) = runs(ring)
+    newest = checkpoints(folder)[-1]
+    (path,) = newest.glob(spoil)
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.unlink()  # the run has the same file under another name
+    path.write_bytes(half)
+    assert outcome(run(epochs=3, resume_from_checkpoint="auto")) == straight
+    assert f"{newest.name}/{spoil[:4]}" in caplog.text
+
+
 def test_auto_starts_anew_with_other_settings_or_data_and_goes_on_with_the_same(ring, monkeypatch):
     run(max_steps=1)
     run(max_steps=1, learning_rate=1e-3, resume_from_checkpoint="auto")

@@ -124,6 +124,18 @@ def test_seeds_are_averaged_and_of_a_repeated_seed_the_newest_counts():
     assert [cell.text for cell in line.cells[2:]] == ["expected", "1, 2", "2, 3"]
 
 
+def test_runs_that_read_other_files_are_not_taken_for_seeds_of_one_line():
+    def made(seed, configuration):
+        one = record(seed=seed)
+        return one | {"evaluation": one["evaluation"] | {"configuration": configuration}}
+
+    (table,) = results_tables(runs_of(made(1, "a" * 16), made(2, "a" * 16), made(3, "b" * 16)))
+    ((_, lines),) = table.blocks
+    assert sorted(line.label for line in lines) == ["LCRec, files=aaaaaaaa", "LCRec, files=bbbbbbbb"]
+    (table,) = results_tables(runs_of(made(1, "a" * 16), made(2, "a" * 16), record(seed=3)))
+    assert [line.label for _, lines in table.blocks for line in lines] == ["LCRec"], "an older record does not say"
+
+
 def test_a_mean_over_seeds_is_that_of_the_users_and_not_of_four_digits(tmp_path):
     """One of 6 users is hit, then one of 7: .1667 and .1429, whose mean is .1548; of the users' it is .154762."""
     found = []
@@ -262,6 +274,19 @@ def test_a_resumed_run_has_the_history_of_one_that_was_not_interrupted(ring):
     assert [line["epoch"] for line in read_history(folder) if "train/loss" in line][-1] == 2.0  # of the checkpoint
     made = [json.loads(line) for line in (ring / "saved/records.jsonl").read_text().splitlines()]
     assert made[0]["data"]["users"] == 61 and {"group", "check", "level", "text"} <= made[0]["findings"][0].keys()
+
+
+def test_a_run_resumed_within_an_epoch_has_the_losses_of_one_that_was_not_interrupted(ring):
+    settings = {**QUICK, "epochs": 1, "train_batch_size": 25, "train.log_steps": 4, "save_steps": 6}
+    settings |= {"train.keep_checkpoints": 9, "train.valid_users": 5}
+    run_recbole_ilrec("LCRec", "ring", config_dict=settings)
+    (folder,) = (ring / "saved").glob("LCRec-*")
+    whole = [(line["step"], line["train/loss"]) for line in read_history(folder) if "train/loss" in line]
+    for path in folder.glob("checkpoint-*"):
+        if path.name != "checkpoint-6":
+            shutil.rmtree(path)
+    run_recbole_ilrec("LCRec", "ring", config_dict={**settings, "resume_from_checkpoint": str(folder)})
+    assert [(line["step"], line["train/loss"]) for line in read_history(folder) if "train/loss" in line] == whole
 
 
 def test_one_of_recboles_models_keeps_its_history_too(ring):

@@ -22,6 +22,13 @@ def test_a_record_is_one_line_and_says_with_what_it_was_made(tmp_path):
     assert first["versions"]["torch"] and first["peak_memory_mb"] > 0
 
 
+def test_a_half_line_that_a_crash_left_takes_no_record_with_it(tmp_path):
+    path = append_record(tmp_path / "records.jsonl", {"n": 1})
+    path.write_text(path.read_text() + '{"n": ')
+    append_record(append_record(path, {"n": 2}), {"n": 3})
+    assert path.read_text().splitlines() == ['{"n": 1}', '{"n": ', '{"n": 2}', '{"n": 3}']
+
+
 def test_a_line_that_cannot_be_written_whole_is_not_written_at_all(tmp_path, monkeypatch):
     path = append_record(tmp_path / "records.jsonl", {"n": 1})
 

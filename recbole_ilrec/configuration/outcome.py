@@ -104,7 +104,8 @@ def keys_of(config: Config) -> RunKeys:
     of_run, training = settings_key(config), [settings_key(config, tested=tested) for tested in (True, False)]
     files = _file_hashes(config)
     keys = frozenset(_key([settings, files]) for settings in training)
-    return RunKeys(data_key(config), interactions_key(config), of_run, _key([of_run, files]), code_key(), keys)
+    run, line = _key([of_run, files]), _key([settings_key(config, but=("seed",)), files])
+    return RunKeys(data_key(config), interactions_key(config), of_run, run, line, code_key(), keys)
 
 
 def data_key(config: Config) -> str:
@@ -137,12 +138,13 @@ def interactions_key(config: Config) -> str | None:
     return _file_hash(path) if path.is_file() else None
 
 
-def settings_key(config: Config, tested: bool | None = None) -> str:
+def settings_key(config: Config, tested: bool | None = None, but: Collection[str] = ()) -> str:
     """Names the settings that decide the outcome: those that the model reads.
 
     Args:
         config: all of them.
         tested: whether the test part is evaluated; default: ``eval_test``.
+        but: RecBole's settings that are left out.
     """
     if config.is_llm:
         typed = without_paths(config.settings).model_dump(mode="json", exclude={**HOW_RUN, **_unread(config.settings)})
@@ -153,7 +155,7 @@ def settings_key(config: Config, tested: bool | None = None) -> str:
         if config.settings.task == "candidates":
             typed["candidates"] = config.settings.candidates.model_dump(mode="json")
     untested = [] if (config["eval_test"] if tested is None else tested) else ["without test"]  # no line of a table
-    return _key([config.model, config.dataset, outcome_settings(config), typed, *untested, *own_code(config)])
+    return _key([config.model, config.dataset, outcome_settings(config, but), typed, *untested, *own_code(config)])
 
 
 def own_code(config: Config) -> list[list[str]]:

@@ -15,6 +15,7 @@ class RunKeys:
         interactions: the file of interactions alone; ``None`` where the parts of the split are files of their own.
         settings: those that decide the outcome.
         run: tells runs with different outcomes apart.
+        configuration: the same without the seed: equal in runs whose mean is of one thing.
         code: the modules of this package.
         training: ``run`` of all runs with this training: a trial of a search, which leaves the test part alone, is one.
         begun: ``run`` of the run that this one goes on with, where that was one with other settings or data, or
@@ -25,6 +26,7 @@ class RunKeys:
     interactions: str | None
     settings: str
     run: str
+    configuration: str
     code: str
     training: frozenset[str]
     begun: str | None = None

@@ -55,6 +55,7 @@ def machine() -> dict[str, Any]:
 def append_record(path: Path, record: Mapping[str, Any]) -> Path:
     """Add one line to a file of records; a line is written whole or, if the disk is full, not at all.
 
+    A last line without an end, cut off by a crash, gets one first: it must not take this record with it.
     Who adds a line meanwhile waits, where locks exist: to take back a line must not take one of another run with it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,9 @@ def append_record(path: Path, record: Mapping[str, Any]) -> Path:
     try:
         _lock(descriptor)
         end = os.lseek(descriptor, 0, os.SEEK_END)
+        os.lseek(descriptor, max(end - 1, 0), os.SEEK_SET)
+        if os.read(descriptor, 1) not in (b"", b"\n"):
+            line = b"\n" + line
         try:
             if os.write(descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -6,7 +6,7 @@ Knows plain values only.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recbole_ilrec.report.costs import SECONDS, epochs_of, gigabytes, seconds_before
@@ -150,9 +150,8 @@ def results_tables(runs: Sequence[Run]) -> list[Table]:
 def _results(dataset: str, runs: Sequence[Run]) -> Table:
     metrics = in_order(metric for run in runs for metric in run.record["result"]["test_result"])
     blocks: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        same = json.dumps([run.record["model"], run.settings], sort_keys=True)
-        blocks[conditions(run.record)][same].append(run)
+    for run in _told_apart(runs):
+        blocks[conditions(run.record)][_same(run)].append(run)
     labels = _labels(list({key: some for groups in blocks.values() for key, some in groups.items()}.values()))
     done = [
         (label, marked([_line(labels[some[0].number], some, metrics) for some in groups.values()]))
@@ -166,6 +165,22 @@ def _results(dataset: str, runs: Sequence[Run]) -> Table:
         "identifier or a score are ranked."
     )
     return Table(f"results-{dataset}", caption, (head,), tuple(done))
+
+
+def _same(run: Run) -> str:
+    return json.dumps([run.record["model"], run.settings], sort_keys=True)
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of equal settings that read other files or code of the user's own are of several lines: they say which."""
+    made: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        made[_same(run)].add(run.certificate.get("configuration", ""))
+    several = {same for same, found in made.items() if len(found - {""}) > 1}
+    if not several:
+        return list(runs)
+    files = {run.number: run.certificate.get("configuration", "")[:8] for run in runs if _same(run) in several}
+    return [replace(run, settings={**run.settings, "files": files.get(run.number, "")}) for run in runs]
 
 
 def _line(label: str, runs: Sequence[Run], metrics: Sequence[str]) -> Line:

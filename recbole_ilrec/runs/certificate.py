@@ -71,6 +71,7 @@ def evaluation_certificate(
         "data": keys.data,
         "settings": keys.settings,
         "run": keys.run,
+        "configuration": keys.configuration,
         "code": keys.code,
         "weights": fingerprint(folder / WEIGHTS) if (folder / WEIGHTS).is_dir() else None,
     }

@@ -77,13 +77,23 @@ def load_state(folder: str | os.PathLike[str], *, kind: str | None = None) -> di
     path = Path(folder)
     path = path if path.name == STATE else path / STATE
     state = _state(path, kind)
-    file = path.parent / Path(str(state["file"])).name
+    return _decode(state["content"], load_file(_whole(path.parent, state)))
+
+
+def check_whole(folder: str | os.PathLike[str]) -> None:
+    """Refuse, as :func:`load_state` does, a checkpoint that is not whole; its tensors are hashed and not loaded."""
+    _whole(Path(folder), _state(Path(folder) / STATE, None))
+
+
+def _whole(folder: Path, state: Mapping[str, Any]) -> Path:
+    """The file of a checkpoint's tensors, which is as it was written."""
+    file = folder / Path(str(state["file"])).name
     if not file.is_file():
-        raise UserError(f"{path.parent} is incomplete: {file.name} is missing. Copy the whole folder again.")
+        raise UserError(f"{folder} is incomplete: {file.name} is missing. Copy the whole folder again.")
     with file.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != state["sha256"]:
             raise UserError(f"{file} is truncated or was changed: its checksum differs. Copy the whole folder again.")
-    return _decode(state["content"], load_file(file))
+    return file
 
 
 def check_kind(folder: str | os.PathLike[str], kind: str) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.evaluation.user_ranks import ranks_file
+from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.preparation.files import mirror
-from recbole_ilrec.runtime.checkpoint import STATE, check_kind, load_state
+from recbole_ilrec.runtime.checkpoint import STATE, check_kind, check_whole, load_state
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def load_resumable(
         try:
             state = load_state(path, kind=kind)
             json.loads((path / LOOP_STATE).read_text(encoding="utf-8"))
+            _check_best(path)
             if check is not None:
                 check(path, state)
             return path, state
@@ -82,6 +83,15 @@ def load_resumable(
         logger.warning("%s An older checkpoint is tried.", problem)
     assert first is not None
     raise first
+
+
+def _check_best(checkpoint: Path) -> None:
+    """Raise :class:`UserError` where what :func:`bring_back_best` would put in the run's place is broken."""
+    best, ranks = (checkpoint / name for name in _best_of(checkpoint))
+    if best.is_dir():
+        check_whole(best)
+    if ranks.is_file():
+        read_ranks(ranks)
 
 
 def clear_up(run_folder: Path) -> None:

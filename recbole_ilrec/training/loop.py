@@ -213,6 +213,7 @@ class StepTrainer(Trainer):
             "random_of_processes": others,
             "sums": sums,
             "supervised": supervised,
+            "logged": self._logged,
             "identity": self._identity(),
             "extra": self._extra_state(),
         }
@@ -261,6 +262,7 @@ class StepTrainer(Trainer):
         if self.average:
             self.average.restore(self._resumed["average"])
         self.sums, self.supervised = self._resumed["sums"], self._resumed["supervised"]
+        self._logged = self._resumed.get("logged", self._logged)  # one of an earlier version does not say
         if processes.rank():
             self.sums, self.supervised = dict.fromkeys(self.sums, 0.0), 0
 

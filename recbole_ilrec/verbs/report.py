@@ -171,7 +171,10 @@ def _asked(root: Path) -> "tuple[list[tuple[Table, Picture | None]], list[str]]"
     from recbole_ilrec.verbs.table import asked_before
 
     path = root / PLANNED / ASKED
-    calls = {json.dumps(call, sort_keys=True): call for call in read_records(path)} if path.is_file() else {}
+    try:
+        calls = {json.dumps(call, sort_keys=True): call for call in read_records(path)} if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: a line is no call of table or figure ({error}): remove that line.") from None
     shown, gone = [], []
     for call in calls.values():
         try:
