@@ -39,6 +39,12 @@ def test_fair_lists_give_nothing_away():
     assert findings["popularity"].numbers["rate"] == pytest.approx(1 / SIZE, abs=0.03)
 
 
+def test_equally_popular_items_are_guessed_alike():
+    few = [part[:100] for part in fair()]
+    finding = found(*few, count=np.ones_like(COUNT))["popularity"]
+    assert finding.level is Level.OK and finding.numbers["rate"] == pytest.approx(1 / SIZE)
+
+
 def test_the_true_item_always_first_is_found_by_its_place():
     histories, targets, lists = fair()
     first = [np.r_[target, row[row != target]] for row, target in zip(lists, targets, strict=True)]

@@ -12,7 +12,7 @@ from recbole.data.interaction import Interaction
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
-from recbole_ilrec.data.interaction_file import read_interactions
+from recbole_ilrec.data.interaction_file import read_interactions, time_ranks
 from recbole_ilrec.data.sequences import Rows
 from recbole_ilrec.errors import UserError
 from tests.toy import tiny, write_toy
@@ -74,6 +74,11 @@ def test_seconds_that_float32_cannot_tell_apart_keep_their_order(tmp_path):
     tokens = data.dataset.field2id_token["item_id"]
     assert [tokens[i] for i in data.dataset.sequences.items.tolist()] == [f"i{n}" for n in order]
     assert tokens[data.test._dataset.inter_feat["item_id"][0]] == f"i{order[-1]}"
+
+
+def test_ranks_go_by_time_then_user_then_line():
+    users, times, lines = [1, 0, 1, 0], [5.0, 5.0, 4.0, 5.0], [0, 3, 2, 1]
+    assert time_ranks(np.array(users), np.array(times), np.array(lines)).tolist() == [3, 2, 0, 1]
 
 
 def test_equal_times_keep_the_order_of_the_file(tmp_path):

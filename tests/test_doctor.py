@@ -9,7 +9,7 @@ import pytest
 
 from recbole_ilrec import cli
 from recbole_ilrec.backbone.tiny import build_tokenizer
-from recbole_ilrec.checks.finding import Finding, Level, render, summary
+from recbole_ilrec.checks.finding import Finding, Level, render, some_or_note, summary
 from recbole_ilrec.checks.interactions import count_finding, order_findings, time_order
 from recbole_ilrec.checks.items import identifier_finding, lost_token_finding, prompt_finding, title_finding
 from recbole_ilrec.checks.leaks import (
@@ -129,8 +129,11 @@ def test_a_history_is_what_its_user_did_just_before():
         (1, ONE[1:3], ONE[1]),  # the future
         (1, ONE[:1], ONE[2]),  # one item is missing
         (1, TWO[:1], ONE[1]),  # another user's
+        (1, [(4, 0.3)], ONE[1]),  # an item of the same time as the target
         (2, [(6, 0.1), *TWO[:1]], TWO[1]),  # older than the user's first
+        (2, [(4, 0.1), *TWO[:1]], TWO[1]),  # so, and the last item of the user before
         (1, ONE[:1], (9, 0.3)),  # a target that the user never had
+        (1, ONE[1:], (5, 1.0)),  # the first item of the next user
         (2, TWO, (9, 0.9)),  # later than everything
     ],
 )
@@ -142,6 +145,12 @@ def test_training_rows_must_end_before_the_held_out_items():
     test = rows((1, ONE[:3], ONE[3]), (2, TWO[:2], TWO[2]))
     train = rows((1, ONE[:1], ONE[1]), (1, ONE[:3], ONE[3]), (2, TWO[:1], TWO[1]), (2, TWO[:3], (5, 0.7)))
     assert held_out_in_training(train, test).tolist() == [False, True, False, True]
+
+
+def test_training_ends_before_the_first_held_out_item_in_whatever_order_they_stand():
+    train, held_out = rows((1, ONE[:1], ONE[1]), (1, ONE[:2], ONE[2])), [(1, ONE[:2], ONE[2]), (1, ONE[:3], ONE[3])]
+    for cases in (held_out, held_out[::-1]):
+        assert held_out_in_training(train, rows(*cases)).tolist() == [False, True]
 
 
 def test_repeats_are_looked_for_in_the_whole_past():
@@ -173,6 +182,19 @@ def test_a_target_in_the_history_is_lost_when_the_history_is_left_out():
     findings = by_name(split_findings(LINE, leaking, positions=True, exclude_history=False))
     assert findings["split", "held-out rows"].level is Level.ATTENTION
     assert "cannot be seen" in findings["split", "others' future"].text
+
+
+def test_cut_histories_are_counted_and_times_of_two_users_at_once_hide_the_future_of_others():
+    parts = {"train": rows((1, ONE[:1], ONE[1])), "valid": rows((1, ONE[:2], ONE[2]))}
+    test = rows((1, ONE[:3], ONE[3]), (2, TWO[1:2], TWO[2]))
+    found = by_name(split_findings(LINE, {**parts, "test": test}, positions=False, exclude_history=False))
+    cut = found["split", "long histories"]
+    assert (
+        cut.numbers["rows"] == 1 and "by 1.0 items" in cut.text and "share" in found["split", "others' future"].numbers
+    )
+    tied = timeline_of(ONE, [(5, 0.1), *TWO[1:]])
+    found = by_name(split_findings(tied, {**parts, "test": parts["valid"]}, positions=False, exclude_history=False))
+    assert "cannot be seen" in found["split", "others' future"].text
 
 
 # ---- items and prompts
@@ -233,6 +255,10 @@ def test_the_report_is_aligned_and_counts():
     column = lines[1].index("none")
     assert lines[2].index("word") == lines[3].index("word") == lines[-3].index("some") == column
     assert max(map(len, lines)) <= 120 and lines[-1] == summary(findings) == "1 ok, 1 note, 1 needs attention"
+
+
+def test_from_one_in_a_hundred_on_a_finding_needs_attention():
+    assert [some_or_note(part, 200) for part in (0, 1, 2)] == [Level.OK, Level.NOTE, Level.ATTENTION]
 
 
 # ---- whole
