@@ -18,6 +18,7 @@ from recbole_ilrec.checks.paired import (
     furthest_apart,
     higher,
     hit,
+    interval,
     ndcg,
     permutation_test,
     sign_test,
@@ -61,6 +62,11 @@ def test_metrics_are_means_over_users():
     assert ndcg.difference == pytest.approx(ndcg.a - ndcg.b) and ndcg.low < ndcg.difference < ndcg.high
 
 
+def test_an_interval_is_students_at_95_percent():
+    delta = np.array([1.0, 2.0, 4.0])
+    assert interval(delta) == pytest.approx(stats.t.interval(0.95, 2, delta.mean(), stats.sem(delta)))
+
+
 def test_mcnemar_is_the_sign_test_of_users_whom_one_run_hits():
     a = np.r_[np.ones(8), np.full(2, INF), np.ones(90)]
     b = np.r_[np.full(8, INF), np.ones(2), np.ones(90)]
@@ -93,6 +99,12 @@ def test_parts_hold_every_user_once_and_equal_values_together():
     parts = by_size(values, at(*range(1, 10)), at(*[5] * 9), 10)
     assert [(part.label, part.users) for part in parts] == [("0", 2), ("1", 3), ("2", 1), ("3", 1), ("8-9", 2)]
     assert sum(part.better for part in parts) == 4 and sum(part.worse for part in parts) == 4
+
+
+def test_a_part_has_the_ndcg_of_its_users_and_an_interval_around_their_difference():
+    (part,) = by_size(np.ones(20, int), at(*[1, 2] * 10), at(*[4] * 20), 3)
+    assert (part.a, part.b) == (pytest.approx((1 + 1 / math.log2(3)) / 2), 0)
+    assert 0 < part.low < part.a - part.b < part.high
 
 
 def test_a_run_that_ranks_all_items_is_not_higher_by_places_that_the_others_list_does_not_have():
