@@ -39,6 +39,21 @@ def test_losses_are_those_of_training_and_tables_those_of_the_equations(settings
     assert seen.rewards.sum(1).tolist() == pytest.approx(inside, abs=1e-6)
 
 
+@pytest.mark.parametrize(("settings", "read"), [({}, "ensemble"), ({"tau_from": "final"}, "final")])
+def test_negatives_reach_the_threshold_and_rows_of_other_tasks_have_none(settings, read):
+    step = random_step(rows=9, vocab=17)
+    objective = ILRec(ILRecSettings(mu=0.1, alpha=0.3, **settings), step.item_tokens, eos_id=EOS)
+    layers = step.candidates[len(step.candidates) - objective.settings.layers :]
+    states = LayerStates(step.final, tuple(layers), step.states().head)
+    active, truth = torch.arange(9) % 2 == 0, step.targets[:, None]
+    seen = explain(objective, states, step.targets, step.legal, active)
+    torch.testing.assert_close(seen.threshold, 0.3 * getattr(seen, read).gather(1, truth)[:, 0])
+    reached = (seen.ensemble >= seen.threshold[:, None]).scatter(1, truth, False)
+    assert torch.equal(seen.negatives, reached & active[:, None])
+    assert not seen.losses["cpd"][~active].any() and not seen.losses["crr"][~active].any()
+    torch.testing.assert_close(seen.losses["cpo"][~active], seen.losses["ce"][~active])
+
+
 def test_without_layers_and_rewards_the_last_layer_speaks_alone():
     step = random_step(rows=4, vocab=11)
     objective = ILRec(ILRecSettings(k=0, mu=0), step.item_tokens)

@@ -54,6 +54,7 @@ SWITCHES = [
     {"cpd_support": "legal", "cpd_direction": "js"},
     {"cpd_support": "legal", "cpd_direction": "teacher_student"},
     {"cpd_layer_reduction": "mean"},
+    {"cpd_layer_reduction": "mean", "detach_teacher": False},
     {"cpd_detach_head": True},
     {"cpd_detach_head": True, "detach_teacher": False},
     {"crr_scope": "legal"},

@@ -91,6 +91,8 @@ def test_monitors_count_what_they_say():
     assert 0 < terms.monitors["penalised"] <= 15
     assert terms.monitors["negatives"] > terms.monitors["penalised"]
     assert 0 <= terms.monitors["frac_negative_logit"] <= terms.monitors["penalised"]
+    single = step.run(**STRONG, max_negatives=1).monitors
+    assert single["penalised"] == single["negatives"] > 0
 
 
 def test_rewards_regularise_nothing_that_answers_no_history():
@@ -107,6 +109,27 @@ def test_rewards_regularise_nothing_that_answers_no_history():
     assert mixed.monitors["outside_trie"] < whole.monitors["outside_trie"]
     final, *_ = step.gradients(mixed.total)
     torch.testing.assert_close(final[silent], step.gradients(alone.total)[0][silent])
+
+
+def test_rewards_regularise_rows_that_are_both_of_ilrec_and_of_a_history():
+    step = random_step(15, 13)
+    silent, other = torch.arange(15) % 3 == 0, torch.arange(15) % 3 == 1
+    batch = replace(step.batch(), target=step.batch().target.masked_fill(silent, -1), ilrec_rows=~other)
+    objectives = [
+        build_objective("ilrec", ILRecSettings(**STRONG, use_crr=use), step.item_tokens, eos_id=EOS)
+        for use in (True, False)
+    ]
+    totals = [objective(step.states(), batch, step.legal).total for objective in objectives]
+    learned, rest = (step.gradients(total)[0] for total in totals)
+    changed = (learned - rest).abs().amax(1) > 1e-6
+    assert changed.any() and not changed[silent | other].any()
+
+
+def test_candidate_layers_beyond_k_do_not_matter():
+    step = random_step(9, 13)
+    objective = build_objective("ilrec", ILRecSettings(**STRONG, k=2), step.item_tokens, eos_id=EOS)
+    every = objective(step.states(), step.batch(), step.legal).total
+    torch.testing.assert_close(every, step.run(**STRONG, k=2).total)
 
 
 def test_distillation_does_not_reach_the_last_layer():

@@ -91,3 +91,5 @@ def test_ragged_softmax_equals_a_dense_one():
     row, token = mask.nonzero(as_tuple=True)
     wanted = z.masked_fill(~mask, -torch.inf).softmax(1)[row, token]
     torch.testing.assert_close(row_softmax(z[row, token], row, 4), wanted)
+    large = row_softmax(torch.tensor([1000.0, 1001.0, -2000.0]), torch.tensor([0, 0, 1]), 2)
+    torch.testing.assert_close(large, torch.cat([torch.tensor([0.0, 1.0]).softmax(0), torch.ones(1)]))

@@ -147,6 +147,13 @@ def test_every_preference_loss_names_its_part_and_its_source(name):
     assert "https://" in PREFERENCES.get(name).__doc__
 
 
+def test_monitors_are_sums_over_rows_of_margins_victories_and_gains_of_the_chosen_answer():
+    policy = rows([-1.0, -2.0, NONE], [-3.0, -3.0, -4.0], [-1.0, -5.0, -3.0])
+    reference = rows([-2.0, -2.0, NONE], [-3.0, -3.0, -4.0], [-3.0, -5.0, -5.0])
+    monitors = build_preference("dpo", PreferenceSettings(beta=0.5))(policy, reference, None).monitors
+    assert {name: value.item() for name, value in monitors.items()} == {"margin": 1.0, "won": 1.0, "chosen": 1.5}
+
+
 def test_an_unknown_objective_is_told_all_names():
     with pytest.raises(UserError, match="dpo.*rosepo"):
         build_objective("sdpoo", ILRecSettings())
