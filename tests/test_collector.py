@@ -8,6 +8,7 @@ pytest.importorskip("recbole")
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 
+from recbole_ilrec.evaluation.topk import MISSING
 from recbole_ilrec.metrics.collector import Collector
 
 BEYOND = ["ItemCoverage", "GiniIndex", "AveragePopularity", "TailPercentage", "ShannonEntropy"]
@@ -83,6 +84,21 @@ def test_ranks_fed_directly_equal_a_score_matrix():
     collector.collect_hits(rank[:20])
     collector.collect_hits(rank[20:].where(rank[20:] < 4, -1))
     assert result_of(collector, config) == dense
+
+
+def test_places_count_what_scores_higher_and_what_scores_the_same():
+    """The true items 3, 1, 4, 4: of equals the first by id, the first of four equals, and two without a score."""
+    inf = torch.inf
+    scores = torch.tensor(
+        [[-inf, 0.5, 0.9, 0.5, 0.1], [-inf, 0.5, 0.9, 0.5, 0.5], [-inf, 1, 2, 3, -inf], [-inf, 1, 2, 3, torch.nan]]
+    )
+    collector, users = Collector(Bag(settings(topk=(2, 3)))), torch.arange(7, 11)
+    collector.eval_batch_collect(scores, Interaction({"user_id": users}), torch.arange(4), torch.tensor([3, 1, 4, 4]))
+    found, places = collector.take_places()
+    assert found.tolist() == users.tolist()
+    assert places.before.tolist() == places.beam.tolist() == [1, 1, MISSING, MISSING]
+    assert places.group.tolist() == [2, 3, 1, 1] and places.within.tolist() == [1, 0, 0, 0]
+    assert places.ranks("strict")[0][:2].tolist() == [[2], [1]]
 
 
 @pytest.mark.parametrize("metric", BEYOND)

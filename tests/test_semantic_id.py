@@ -203,6 +203,12 @@ def test_nearest_item_keeps_the_code_and_the_other_takes_its_nearest_free_one():
     assert make_unique(codes, lambda items: distances[items]) == [(0, 3), (0, 0), (0, 1)]
 
 
+def test_of_all_that_leave_their_codes_the_one_nearest_to_its_own_chooses_first():
+    codes = torch.tensor([[0, 0], [0, 0], [0, 1], [0, 1]])
+    distances = torch.tensor([[0.0, 9, 9, 9], [2.0, 9, 3, 4], [9.0, 0, 9, 9], [9.0, 1, 3, 5]])
+    assert make_unique(codes, lambda items: distances[items]) == [(0, 0), (0, 3), (0, 1), (0, 2)]
+
+
 def test_equal_items_beyond_the_codebook_share_codes_evenly():
     unique = make_unique(torch.zeros(10, 2, dtype=torch.int64), lambda items: torch.zeros(len(items), 4))
     assert_unique_and_prefix_free(unique)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from recbole_ilrec.identifiers.catalog import Catalog
+from recbole_ilrec.reward.table import RewardTable
 from recbole_ilrec.reward.token_reward import item_probabilities, legal_tokens, token_rewards
 from tests import reference
 
@@ -122,6 +124,20 @@ def test_candidates_take_the_place_of_all_items_and_history_is_masked_among_them
     seen = torch.tensor([[False, True, False, False], [False, True, True, False]])
     got = item_probabilities(scores, candidates=candidates, seen=seen)
     torch.testing.assert_close(got, torch.tensor([[0, 0, 1], [0.5, 0.5, 0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_a_table_holds_the_rewards_of_each_row_however_it_is_cut(chunk):
+    catalog = Catalog([[2, 5], [2, 6, 7], [3], [2, 6, 8], [4, 5]], eos_id=EOS)
+    targets = np.array([2, 5, 1, 4, 2, 3, 4])
+    chances = torch.rand(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chances /= chances.sum(1, keepdim=True)
+    table = RewardTable(catalog, targets, lambda some: chances[torch.from_numpy(some)], chunk=chunk)
+    path = catalog.path[torch.from_numpy(targets)]
+    row, node = (path >= 0).nonzero()[:, 0], path[path >= 0]
+    got, wanted = table.legal(row, node), token_rewards(chances, catalog, row, node)
+    assert torch.equal(got.row, wanted.row) and torch.equal(got.token, wanted.token)
+    torch.testing.assert_close(got.reward, wanted.reward)
 
 
 @pytest.mark.skipif(not INDEX.exists(), reason="the Instruments index is not beside this checkout")

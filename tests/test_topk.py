@@ -66,6 +66,12 @@ def test_a_group_beyond_the_list_counts_in_full_however_large_it_is(ring):
         assert values[f"ndcg@{k}"] == pytest.approx(ndcg.mean().item(), abs=1e-4)
 
 
+def test_places_are_proven_down_to_the_bound_of_what_was_cut():
+    ranking = Ranking(torch.zeros(2, 3), torch.tensor([[-1.0, -2.0, -5.0]] * 2), bound=torch.tensor([-2.0, -1.5]))
+    proven = [ranking.certified(places).tolist() for places in (1, 2, 3, 9)]
+    assert proven == [[True, True], [True, False], [False, False], [False, False]]
+
+
 def test_unrolled_lists_are_items_in_strict_order():
     ranking = Ranking(torch.tensor([[2, 1], [0, -1]]), torch.zeros(2, 2))
     assert unroll(ranking, CATALOG, 3).tolist() == [[4, 2, 3], [1, 0, 0]]
