@@ -33,8 +33,9 @@ def test_nested_values_come_back_as_they_were(tmp_path):
 
 
 def test_tied_and_overlapping_tensors_are_stored(tmp_path):
-    whole = torch.arange(8.0)
+    whole, square = torch.arange(8.0), torch.arange(9.0).view(3, 3)
     content = {"one": whole, "same": whole, "part": whole[:3], "folded": whole.view(2, 4), "t": whole.view(2, 4).t()}
+    content |= {"square": square, "turned": square.t()}
     loaded = load_state(save_state(tmp_path, content, kind=""))
     assert all(torch.equal(loaded[name], tensor) for name, tensor in content.items())
     assert loaded["one"] is loaded["same"]

@@ -11,7 +11,9 @@ from recbole_ilrec.backbone.dropout import add_dropped, dropout
 from recbole_ilrec.chance import below, fresh_numbers, keys_of_rows, numbers
 from recbole_ilrec.prompt.answers import AnswerExample, collate_answers, encode_answers
 from recbole_ilrec.prompt.encode import Example
-from tests.worlds import SMALL, compact_encoder, small_backbone, small_catalog
+from recbole_ilrec.prompt.rows import TrainRows
+from recbole_ilrec.training.micro_batches import MicroBatches
+from tests.worlds import SMALL, compact_encoder, pairs_of, small_backbone, small_catalog
 
 ROWS, PLACES = 200, 400
 
@@ -148,6 +150,13 @@ def test_states_and_gradients_do_not_depend_on_how_rows_are_shared_out_or_on_che
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert (one - two).norm() <= 1e-5 * one.norm()
+
+
+def test_rows_have_other_keys_in_another_epoch():
+    rows = TrainRows(pairs_of([[1, 2, 3, 4, 5]], 4), rows="prefix", window=4)
+    batches = MicroBatches(rows, world()[1])
+    first, again, later = (batches[epoch, np.array([3, 1])]["batch"].row_keys for epoch in (0, 0, 1))
+    assert torch.equal(first, again) and not (first == later).any()
 
 
 def test_the_keys_matter_in_training_only():

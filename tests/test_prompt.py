@@ -168,6 +168,11 @@ def test_a_plan_uses_every_row_once_in_a_fixed_number_of_steps_with_work_for_eve
         assert all(len(part) for step in steps for part in step)
 
 
+def test_the_number_of_steps_is_rounded_and_never_none():
+    plans = [StepPlan(np.ones(rows), np.ones(rows, dtype=int), batch=4, parts=1, seed=0) for rows in (1, 5, 7, 9)]
+    assert [plan.steps for plan in plans] == [1, 1, 2, 2]
+
+
 def test_parts_do_not_change_which_rows_a_step_has():
     size = np.random.default_rng(0).integers(1, 30, 200)
     one = StepPlan(size, size, 300, 1, 7)
