@@ -1,5 +1,8 @@
 """BIGRec: titles as identifiers, prompts of titles, and every way from a generated title to a ranking."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles
 from recbole_ilrec.models.model import to_pairs
+from recbole_ilrec.models.title_ranker import TitleRanker
 from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.template import load_template
 from recbole_ilrec.quick_start import run_recbole_ilrec
@@ -167,40 +171,60 @@ def written():
 
 
 def test_free_generation_with_one_beam_is_greedy_search_without_a_cache(written):
-    backbone, encoder, histories = written
-    settings = BIGRecSettings(beams=1, max_new_tokens=5)
-    eos, device = backbone.tokenizer.eos_token_id, torch.device("cpu")
-    got = generate_users(backbone, encoder, histories, settings, eos_id=eos, batch_size=3, device=device)
-    for history, answer in zip(histories, got, strict=True):
-        ids = encoder.prompts([history])[0][0].tolist()
-        wanted = []
-        while len(wanted) < 5:
-            token = int(backbone.model(input_ids=torch.tensor([ids + wanted])).logits[0, -1].argmax())
-            if token == eos:
+    backbone, encoder, histories = copy.deepcopy(written)
+    for name, weight in backbone.model.named_parameters():
+        weight.data *= 20 if "proj" in name else 1  # else a fresh model only says the last token again
+    settings, device = BIGRecSettings(beams=1, max_new_tokens=5), torch.device("cpu")
+    prompts = [encoder.prompts([history])[0][0].tolist() for history in histories]
+
+    def greedy(ids, end=None):
+        answer = []
+        while len(answer) < 5:
+            token = int(backbone.model(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax())
+            if token == end:
                 break
-            wanted.append(token)
-        assert answer == wanted
+            answer.append(token)
+        return answer
+
+    end = greedy(prompts[1])[2]
+    got = generate_users(backbone, encoder, histories, settings, eos_id=end, batch_size=3, device=device)
+    assert got == [greedy(ids, end) for ids in prompts] and {2, 5} <= set(map(len, got))
+
+
+class Chain:
+    """A model whose next token depends on the last one: ``logits[last, next]``."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def prefill(self, ids, mask):
+        return ids[:, -1:, None].float(), None
+
+    def extend(self, state, tokens, parent):
+        return tokens[..., None].float()
+
+    def head(self, states):
+        return self.logits[states[:, 0].long()]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_free_answers_of_one_batch_end_where_each_does_or_are_cut_at_the_limit(beams):
+    logits = torch.full((9, 9), -9.0)
+    for last, following in {5: 1, 1: 0, 6: 1, 7: 6, 8: 8}.items():  # 0 ends
+        logits[last, following] = 9.0
+    prompts = torch.tensor([[5], [7], [8]])
+    found = generate(Chain(logits), prompts, prompts > 0, eos_id=0, num_beams=beams, max_new_tokens=4)
+    assert found == [[1], [6, 1], [8, 8, 8, 8]]
 
 
 def test_free_beams_find_the_most_probable_answer():
-    """A model whose next token depends on the last one: the greedy answer is worse than one behind a weaker start."""
+    """The greedy answer is worse than one behind a weaker start."""
     probability = torch.full((5, 5), 1e-6)
     probability[4, 1], probability[4, 2] = 0.6, 0.4  # after the prompt
     probability[1, [0, 1, 2]] = torch.tensor([0.3, 0.35, 0.35])
     probability[2, 0] = 1.0  # 0 ends
-
-    class Chain:
-        def prefill(self, ids, mask):
-            return ids[:, -1:, None].float(), None
-
-        def extend(self, state, tokens, parent):
-            return tokens[..., None].float()
-
-        def head(self, states):
-            return probability.log()[states[:, 0].long()]
-
-    prompt = torch.tensor([[4], [4]])
-    found = [generate(Chain(), prompt, prompt > 0, eos_id=0, num_beams=w, max_new_tokens=6)[0] for w in (1, 2)]
+    chain, prompt = Chain(probability.log()), torch.tensor([[4], [4]])
+    found = [generate(chain, prompt, prompt > 0, eos_id=0, num_beams=w, max_new_tokens=6)[0] for w in (1, 2)]
     assert found[0] != [2] and found[1] == [2]
 
 
@@ -222,6 +246,23 @@ def test_a_statistic_pulls_items_up_by_the_formula():
     assert ranking.leaf.tolist() == [[1, 0, 2]]
     assert ranking.score[0].tolist() == pytest.approx([-distance[1], -distance[0], -distance[2]])
     assert torch.equal(nearest(torch.tensor([[0.8]]), items, 3, statistic=popularity).leaf, torch.tensor([[1, 0, 2]]))
+    alike = nearest(torch.tensor([[0.8]]), items, 3, statistic=torch.full((3,), 5.0), gamma=2.0)
+    assert alike.leaf.tolist() == [[1, 0, 2]] and alike.score.isfinite().all()
+
+
+def test_first_items_of_users_are_no_targets_and_count_as_popular_too():
+    rows = {
+        "list": torch.tensor([[1, 0], [1, 2], [3, 0]]),
+        "n": torch.tensor([1, 2, 1]),
+        "item": torch.tensor([2, 4, 4]),
+    }
+    fields = {"history_field": "list", "item_list_length_field": "n", "iid_field": "item"}
+    ranker = SimpleNamespace(
+        dataset=SimpleNamespace(inter_feat=rows, **fields),
+        encoder=SimpleNamespace(catalog=Catalog([[1], [2], [3], [4]])),
+        settings=SimpleNamespace(weight_by="popularity"),
+    )
+    assert TitleRanker._statistic(ranker, None).tolist() == [1, 1, 1, 2]
 
 
 def test_beams_stand_before_the_nearest_titles_and_nothing_stands_twice():

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.models import title_ranker
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.training.gamma_choice import choose_gamma
 from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import (
     LEARN_TITLES,
@@ -121,6 +123,15 @@ def test_gamma_is_the_best_on_validation_and_never_sees_a_test_user(ring, monkey
     assert line["evaluation"]["valid"]["policies"]["expected"] == pytest.approx(result["best_valid_result"])
     fixed = run_recbole_ilrec("BIGRec", "ring", config_dict={**settings, "bigrec.gamma": chosen["value"]})
     assert "gamma" not in fixed
+
+
+def test_gamma_has_the_least_score_where_less_is_better(ring):
+    settings = {**GROUNDED, "metrics": ["Hit", "GiniIndex"], "valid_metric": "GiniIndex@5"}
+    trainer = SimpleNamespace(config=Config("BIGRec", "ring", None, settings), valid_pairs=(), saved=False)
+    trainer.show_progress, trainer.metrics = False, lambda score, _: (None, {"expected": {"giniindex@5": score}})
+    ranker = SimpleNamespace(settings=SimpleNamespace(gamma=[0.0, 1.0, 2.0]), rankings=lambda *_, **__: [0.5, 0.2, 0.2])
+    trainer.model = SimpleNamespace(title_ranker=ranker, list_length=5, eval=lambda: None)
+    assert choose_gamma(trainer).value == ranker.gamma == 1.0
 
 
 def test_gammas_at_once_are_the_rankings_of_each(ring):
