@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from recbole_ilrec.checks.finding import Level
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.objective import preference as preference_objective
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
@@ -23,7 +25,7 @@ from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.training import preference_trainer, rejected
 from recbole_ilrec.training.loop import StepTrainer
-from recbole_ilrec.training.preference_trainer import PreferenceBatches
+from recbole_ilrec.training.preference_trainer import PreferenceBatches, PreferenceTrainer
 from tests.worlds import (
     LEARN,
     QUICK,
@@ -220,6 +222,47 @@ def test_rounds_have_seeds_of_their_own_even_at_the_largest_that_numpy_takes(rin
     config = Config("SPRec", "ring", None, {**QUICK, "seed": (1 << 32) - 1})
     seeds = {preference_config(config, round_)["seed"] for round_ in range(4)}
     assert len(seeds) == 4 and max(seeds) == config["seed"] and min(seeds) >= 0
+
+
+def config_of(**preference):
+    return Config("RosePO", "ring", None, QUICK | {f"preference.{name}": value for name, value in preference.items()})
+
+
+def test_each_round_takes_other_rows(ring):
+    first, second = (rejected.chosen_rows(config_of(examples=20), 100, round_) for round_ in (0, 1))
+    for rows in (first, second):
+        assert len(set(rows.tolist())) == 20 and (np.diff(rows) > 0).all()
+    again = rejected.chosen_rows(config_of(examples=20), 100)
+    assert first.tolist() == again.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize(("fresh", "draws"), [(True, 3), (False, 1)])
+def test_each_round_draws_anew_and_so_does_each_epoch_where_negatives_are_fresh(ring, fresh, draws):
+    config = config_of(source="random", negatives=2, epochs=3, fresh_negatives=fresh)
+    pairs, catalog = pairs_of([[1, 2, 3, 4, 5], [6, 7, 8]], 4), Catalog([[n] for n in range(20)])
+    model, group = SimpleNamespace(catalog=catalog, n_items=21), catalog.leaf_of_item.numpy()
+    for round_ in (0, 1):
+        got = rejected.rejected_items(config, model, None, pairs, None, weights="", iteration=round_)
+        numbers = range(round_ * draws, round_ * draws + draws)
+        wanted = [draw_rejected(pairs, group, 2, seed=config["seed"], draw=number) for number in numbers]
+        assert np.array_equal(got, np.stack(wanted))
+
+
+def test_the_oracle_smooths_a_pair_by_the_scores_of_its_own_row_and_items(ring):
+    """Row r of the scores belongs to training row chosen[r], item i to column i - 1."""
+    config = config_of(smoothing="personalised", smoothing_temperature=0.5, max_smoothing=0.45)
+    scores, chosen = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), np.array([1, 4, 5])
+    drawn = np.array([[[1, 2], [5, 0], [3, 4]], [[2, 5], [4, 1], [1, 5]]])  # [D, rows, R]
+    rows = PreferenceRows(pairs_of([[1, 3], [1, 2], [4, 2]], 2), drawn)
+    oracle = SimpleNamespace(scores=lambda numbers: scores[torch.from_numpy(numbers)])
+    model = SimpleNamespace(preference=SimpleNamespace(smooths=True), reward_model=oracle)
+    trainer = SimpleNamespace(config=config, model=model, chosen=chosen)
+    got = PreferenceTrainer._smoothing(trainer, SimpleNamespace(inter_feat=np.arange(6)), rows)
+    for row, target in enumerate(rows.pairs.target):
+        own = scores[chosen[row]]
+        for place, item in enumerate(drawn[:, row].flatten()):
+            doubt = torch.sigmoid((own[item - 1] - own[target - 1]) / 0.5).item()
+            assert not item or got[row, place] == pytest.approx(min(0.45, doubt), rel=1e-5)
 
 
 def test_the_beta_of_another_method_is_one_line(ring):

@@ -159,6 +159,22 @@ def test_self_hard_items_are_the_most_probable_wrong_ones(world):
             assert found[row].tolist() == sorted(scores, key=lambda item: -scores[item])[:2]
 
 
+@pytest.mark.parametrize(
+    ("identifiers", "beams", "wanted"),
+    [
+        ([(0,), (0,), (1,), (2,)], 4, [[4, 0, 0]]),  # items 1 and 2 share the target's
+        ([(0,), (1,), (2,)], 1, [[1, 0, 0]]),
+        ([(n,) for n in range(6)], 1, None),
+    ],
+)
+def test_self_hard_items_are_as_many_as_there_are_with_another_identifier(identifiers, beams, wanted):
+    backbone, own = small_backbone(6).eval(), [np.array([3])]
+    encoder, how = compact_encoder(backbone, small_catalog(backbone, identifiers)), {"count": 3, "num_beams": beams}
+    how |= {"renormalise": False, "batch_size": 4, "device": torch.device("cpu")}
+    found = self_hard_items(backbone, encoder, own, own, np.array([2]), **how).tolist()
+    assert found == wanted if wanted else 0 not in found[0]
+
+
 def test_an_epoch_takes_its_own_draw_of_all_answers():
     pairs = pairs_of(SEQUENCES, 4)
     rejected = np.stack([draw_rejected(pairs, ALONE, 3, seed=1, draw=draw) for draw in range(2)])
