@@ -14,9 +14,10 @@ from recbole_ilrec import cli
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.report.curves import layer_series, run_picture
 from recbole_ilrec.report.markup import Markup, table_element, tag
 from recbole_ilrec.report.page import Content, is_page, page
-from recbole_ilrec.report.runs import Run, conditions, deciding, results_tables
+from recbole_ilrec.report.runs import Run, conditions, costs_table, deciding, results_tables
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.runtime.history import HISTORY, read_history, write_history
 from recbole_ilrec.verbs import experiments
@@ -228,6 +229,23 @@ def test_each_number_stands_beside_its_conditions_and_curves_say_whose_they_are(
         "61256006",  # users, items, interactions: cells beside each other
     ):
         assert words in said, words
+
+
+def test_a_run_costs_what_was_done_for_it_earlier_too():
+    spent = {"wall_seconds": 30.0, "cpu_seconds": 20.0, "earlier": {"wall_seconds": 60.0, "cpu_seconds": 30.0}}
+    cells = costs_table(runs_of(record(stages={"supervised": spent}))).blocks[0][1][0].cells
+    assert (cells[0].mean, cells[1].mean) == (pytest.approx(120 / 60), pytest.approx(80 / 60))
+
+
+def test_a_layers_curve_is_the_mean_over_seeds_as_far_as_all_of_them_go():
+    longer = [{"epoch": 1, "losses": [1.0]}, {"epoch": 2, "losses": [9.0]}]
+    (layer,) = layer_series([longer, [{"epoch": 1, "losses": [3.0]}]])
+    assert (layer.x, layer.mean, layer.deviation) == ((1.0,), (2.0,), (pytest.approx(2**0.5),))
+
+
+def test_a_step_that_was_made_twice_counts_as_it_was_made_last():
+    (run,) = runs_of(record(), history=[{"epoch": 1, "train/loss": 5.0}, {"epoch": 1, "train/loss": 4.0}])
+    assert run_picture(run).panels[0].series[0].mean == (4.0,)
 
 
 def test_what_is_missing_is_said():

@@ -13,11 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from recbole_ilrec import cli
 from recbole_ilrec.configuration.presets import preset, preset_names, read_yaml
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
+from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.report.figure import Panel, Picture, Series, draw
 from recbole_ilrec.report.plan import narrowed, read_plan
 from recbole_ilrec.report.record import append_record
@@ -285,29 +288,25 @@ def test_a_plan_of_ones_own_is_a_table_and_a_figure_of_the_same_runs(ring, monke
     assert cli.main(["figure", "mine.yaml"]) == 2 and "figure.kind='pie'" in capsys.readouterr().err
 
 
+def outcome_of(folder, hits):
+    """A run whose lists begin with the true item for the first of 30 users, and lack it for the others."""
+    zero = torch.zeros(30, dtype=torch.long)
+    before = torch.where(torch.arange(30) < hits, 0, MISSING)
+    write_ranks(ranks_file(folder, "test"), torch.arange(30), TargetPlaces(before, zero + 1, zero, before), {})
+    about = {"history_masked": False, "collisions": "expected", "code": "c"}
+    result = {"test_result": {"hit@10": hits / 30}}
+    return Outcome({"result": result, "folder": str(folder), "evaluation": about})
+
+
+def grid_of(*models):
+    return Grid(replace(narrowed(plan_of("main"), datasets=["ring"], models=models), metrics=("hit@10",)), {})
+
+
 def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring):
     """ILRec finds every item and its rival none: marked; with one seed missing there is no number at all."""
-    import torch
-
-    from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
-    from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
-
-    def record(name, place, value):
-        zero = torch.zeros(30, dtype=torch.long)
-        before = torch.full((30,), place)
-        places = TargetPlaces(before, zero + 1, zero, before)
-        folder = ranks_file(ring / name, "test").parent
-        write_ranks(ranks_file(folder, "test"), torch.arange(30), places, {})
-        about = {"history_masked": False, "collisions": "expected", "code": "c"}
-        result = {"test_result": {"hit@10": value}}
-        return Outcome({"result": result, "folder": str(folder), "evaluation": about})
-
-    plan = replace(
-        narrowed(plan_of("main"), datasets=["ring"], models=["LC-Rec", "LC-Rec + ILRec"]), metrics=("hit@10",)
-    )
-    grid = Grid(plan, {})
+    grid = grid_of("LC-Rec", "LC-Rec + ILRec")
     sft, ours = grid.all_runs()
-    outcomes = {sft: record("sft", MISSING, 0.0), ours: record("ours", 0, 1.0)}
+    outcomes = {sft: outcome_of(ring / "sft", 0), ours: outcome_of(ring / "ours", 30)}
     table = results_table(grid, outcomes)
     cell = table.blocks[0][1][1].cells[0]
     assert cell.significant and cell.best and cell.p == 0.0 and "Holm over 1" in table.caption
@@ -315,6 +314,15 @@ def test_ours_is_tested_against_the_best_of_its_block_and_needs_every_seed(ring)
     others = results_table(grid, {**outcomes, sft: Outcome(elsewhere)})
     assert others.blocks[0][1][1].cells[0].p is None and "of other users or data" in others.notes[0]
     assert results_table(grid, {**outcomes, sft: Outcome()}).blocks[0][1][0].cells[0].shown() == "-"
+
+
+@pytest.mark.parametrize(("hits", "differs"), [((0, 28, 29), False), ((0, 29, 3), True)])
+def test_what_is_hardly_better_than_the_best_rival_or_worse_has_no_mark(tmp_path, hits, differs):
+    grid = grid_of("LC-Rec", "LC-Rec + SDPO", "LC-Rec + ILRec")
+    outcomes = [outcome_of(tmp_path / str(number), found) for number, found in enumerate(hits)]
+    table = results_table(grid, dict(zip(grid.all_runs(), outcomes, strict=True)))
+    cell = table.blocks[0][1][2].cells[0]
+    assert (cell.p < 0.001) is differs and not cell.significant
 
 
 def test_a_picture_says_by_how_many_versions_its_numbers_were_made_though_it_has_no_marks():
