@@ -218,6 +218,20 @@ def test_an_average_that_a_resumed_run_did_not_have_starts_from_its_weights():
     assert (stored["weight"] == 3).all() and not (average.mean["weight"] == 3).all()
 
 
+def test_an_average_forgets_by_its_decay_which_grows_to_the_one_that_is_set():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    average, wanted = WeightAverage(model, 0.5), 0.0
+    model.weight.data.fill_(1.0)
+    for step, decay in ((1, 0.1), (2, 2 / 11), (91, 0.5)):
+        average.update(step)
+        wanted = decay * wanted + (1 - decay)
+        assert average.mean["weight"].item() == pytest.approx(wanted)
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(wanted) and average.mean["weight"].item() == 1
+    assert model.weight.item() == 1 and average.mean["weight"].item() == pytest.approx(wanted)
+
+
 CHANGES = {
     "seed": {"seed": 1},
     "learning_rate": {"learning_rate": 0.5},
