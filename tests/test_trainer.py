@@ -2,17 +2,23 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.history import read_history
 from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.settings import ILRecSettings
 from recbole_ilrec.training import trainer
+from recbole_ilrec.training.arguments import training_arguments
+from recbole_ilrec.training.epochs import Epochs
 from recbole_ilrec.training.loop import StepTrainer
-from tests.worlds import LEARN, QUICK
+from tests.worlds import LEARN, QUICK, newest
 
 
 def run(model="ILRec", **settings):
@@ -116,9 +122,45 @@ def test_parts_of_the_loss_are_named_in_tensorboard(ring):
 
 
 def test_a_run_without_saving_leaves_no_checkpoint_and_tests_the_last_weights(ring):
-    result = run(**{**SHORT, "saved": False})
-    assert result["test_result"]["hit@10"] >= 0
-    assert not list(ring.glob("saved/ILRec-*"))
+    once = {"epochs": 1, "train_batch_size": 200, "metrics": ["NDCG"], "topk": [10], "num_beams": 10}
+    result = run("LCRec", **once, saved=False)
+    assert not list(ring.glob("saved/LCRec-*"))
+    assert result["test_result"] == run("LCRec", **once)["test_result"]
+
+
+@pytest.mark.parametrize(("metric", "scores"), [("Hit@5", (0.3, 0.2, 0.1, 0.1)), ("GiniIndex@5", (0.1, 0.2, 0.3, 0.3))])
+def test_training_stops_when_validation_got_no_better_more_often_than_allowed(ring, monkeypatch, metric, scores):
+    """Better once, then ``stopping_step`` + 1 validations that are not; less is better for some metrics."""
+    given = iter(scores)
+    monkeypatch.setattr(trainer, "calculate_valid_score", lambda *_: next(given))
+    often = {"epochs": 4, "eval_step": 1, "train_batch_size": 400, "train.valid_users": 20, "stopping_step": 1}
+    chosen = {"metrics": ["Hit", "GiniIndex"], "topk": [5], "num_beams": 5, "valid_metric": metric}
+    result = run("LCRec", **often, **chosen)
+    lines = read_history(newest(ring, "LCRec"))
+    assert [line["epoch"] for line in lines if "valid/hit@5" in line] == [1.0, 2.0, 3.0]
+    assert result["best_valid_score"] == scores[0]
+
+
+def test_settings_of_the_optimiser_reach_the_library(ring):
+    changed = {"weight_decay": 0.3, "train.adam_beta2": 0.95, "train.schedule": "constant", "train.warmup_ratio": 0.25}
+    changed |= {"train.max_grad_norm": 0.7, "learning_rate": 0.02, "seed": 7, "train.gradient_accumulation": 3}
+    made = training_arguments(Config("LCRec", "ring", None, QUICK | changed), ring / "run")
+    assert (made.lr_scheduler_type, made.warmup_steps, made.max_grad_norm) == ("constant_with_warmup", 0.25, 0.7)
+    assert (made.learning_rate, made.weight_decay, made.adam_beta2) == (0.02, 0.3, 0.95)
+    assert (made.seed, made.gradient_accumulation_steps) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "share", "warned"),
+    [("multiplicative", 0.02, True), ("multiplicative", 0.005, False), ("sign_safe", 0.02, False)],
+)
+def test_negative_logits_among_the_penalised_are_warned_of_where_the_penalty_turns_there(
+    caplog, penalty, share, warned
+):
+    config = SimpleNamespace(settings=SimpleNamespace(ilrec=ILRecSettings(penalty=penalty)))
+    epochs = Epochs(None, config, validate=False, show=False)
+    epochs._warn_of_negative_logits({"monitor/frac_negative_logit": share * 0.25, "monitor/penalised": 0.25})
+    assert ("penalises; consider --ilrec.penalty=sign_safe" in caplog.text) is warned
 
 
 def test_k_larger_than_the_backbone_is_one_line(ring):
