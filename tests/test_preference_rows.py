@@ -163,8 +163,7 @@ def test_self_hard_items_are_the_most_probable_wrong_ones(world):
     ("identifiers", "beams", "wanted"),
     [
         ([(0,), (0,), (1,), (2,)], 4, [[4, 0, 0]]),  # items 1 and 2 share the target's
-        ([(0,), (1,), (2,)], 1, [[1, 0, 0]]),
-        ([(n,) for n in range(6)], 1, None),
+        ([(n,) for n in range(6)], 1, None),  # fewer beams than items are asked for
     ],
 )
 def test_self_hard_items_are_as_many_as_there_are_with_another_identifier(identifiers, beams, wanted):
