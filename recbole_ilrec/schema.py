@@ -8,11 +8,13 @@ needed.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from recbole_ilrec.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,21 @@ class LayerStates:
 
 
 @dataclass(frozen=True)
+class Combined:
+    """The weighted sum of some parts of a loss, whose gradient was computed as a whole: the parts carry none.
+
+    Attributes:
+        value: scalar tensor (sum over tokens), with the gradient.
+        parts: name -> scalar tensor, those that are in it.
+        weights: name -> their factors in it.
+    """
+
+    value: Tensor
+    parts: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """Named parts of a loss, each a *sum* over the supervised tokens of this micro-batch.
 
@@ -147,20 +164,46 @@ class LossTerms:
         parts: name -> scalar tensor (sum over tokens), unweighted.
         weights: name -> factor of the part in the total.
         monitors: name -> scalar tensor (sum over tokens), logged only.
-        combined: the total, where its gradient was computed as a whole and the parts carry none.
+        combined: some of the parts in their weights, where their gradient was computed as a whole.
     """
 
     parts: Mapping[str, Tensor]
     weights: Mapping[str, float]
     monitors: Mapping[str, Tensor] = field(default_factory=dict)
-    combined: Tensor | None = None
+    combined: Combined | None = None
+
+    def plus(self, name: str, value: Tensor, weight: float = 1.0) -> "LossTerms":
+        """The same with one more part, for a loss that adds to another one.
+
+        Raises:
+            UserError: there is a part of that name.
+        """
+        if name in self.parts:
+            raise UserError(f"loss part '{name}' is there already (of {', '.join(self.parts)}): choose another name.")
+        return replace(self, parts={**self.parts, name: value}, weights={**self.weights, name: weight})
 
     @property
     def total(self) -> Tensor:
-        """Weighted sum of the parts (a sum over tokens; divide by their number for the mean)."""
-        if self.combined is not None:
-            return self.combined.float()
-        return torch.stack([self.weights[name] * part.float() for name, part in self.parts.items()]).sum()
+        """Weighted sum of the parts (a sum over tokens; divide by their number for the mean).
+
+        Raises:
+            UserError: a part of :attr:`combined` was changed after its gradient was computed, which would be lost.
+        """
+        if self.combined is None:
+            return self._sum(self.parts)
+        within = self.combined.parts
+        for name, part in within.items():
+            if self.parts.get(name) is not part or self.weights.get(name) != self.combined.weights[name]:
+                raise UserError(
+                    f"loss part '{name}' was changed, left out or given another weight after the gradient of "
+                    f"{', '.join(within)} had been computed as a whole: set weights before (ilrec's by --lambda and "
+                    "--mu), and add a part under a new name by terms.plus(name, value, weight)."
+                )
+        added = {name: part for name, part in self.parts.items() if name not in within}
+        return self.combined.value.float() + self._sum(added) if added else self.combined.value.float()
+
+    def _sum(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([self.weights[name] * part.float() for name, part in parts.items()]).sum()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def mine(ring, monkeypatch):
         (ring / block.partition("\n")[0].removeprefix("# ")).write_text(block)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield ring
-    for name in ("my_losses", "my_models"):
+    for name in ("my_losses", "my_models", "my_cases"):
         sys.modules.pop(name, None)
 
 
@@ -150,6 +150,51 @@ def test_what_is_wrong_with_own_code_is_one_line(mine, model, settings, words):
     with pytest.raises(UserError, match=words) as error:
         run_recbole_ilrec(model, "ring", config_dict={**SHORT, **settings})
     assert "\n" not in str(error.value)
+
+
+LOSS = """
+from my_losses import Focal
+from recbole_ilrec.objective import Needs
+from recbole_ilrec.schema import LossTerms
+
+
+class Mine(Focal):
+    needs = Needs(layers={layers})
+
+    def __call__(self, states, batch, legal, {more}*, epoch=0.0, generator=None):
+        x = super().__call__(states, batch, legal).parts["focal"]
+        return {returned}
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "more", "words"),
+    [
+        ("x", "", "LCRec with objective 'my_cases:Mine' returned a Tensor, not LossTerms"),
+        ("LossTerms({}, {})", "", "returned LossTerms without parts"),
+        ("LossTerms({'x': x[None]}, {'x': 1.0})", "", "returned part 'x' that is of shape .1.: give a tensor without"),
+        ("LossTerms({'x': 1.0}, {'x': 1.0})", "", "returned part 'x' that is a float"),
+        ("LossTerms({'x': x}, {'x': 1.0}, {'m': 3.0})", "", "returned monitor 'm' that is a float"),
+        ("LossTerms({'x': x, 'y': x}, {'x': 1.0})", "", "returned part 'y' without a weight"),
+        ("LossTerms({'x': x}, {'x': 1.0, 'Y': 1.0})", "", "returned a weight for 'Y', which is no part"),
+        ("LossTerms({'x': x.detach()}, {'x': 1.0})", "", "returned a loss without a gradient"),
+        ("LossTerms({'x': x * float('nan')}, {'x': 1.0})", "", "of objective 'my_cases:Mine', not finite: x.; lower"),
+        ("x", "stop, ", "objective 'my_cases:Mine' cannot be called: missing a required argument: 'stop'"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_by_is_one_line(mine, returned, more, words):
+    (mine / "my_cases.py").write_text(LOSS.format(returned=returned, more=more, layers=0))
+    with pytest.raises(UserError, match=words) as error:
+        run_recbole_ilrec("LCRec", "ring", config_dict={**SHORT, "objective": "my_cases:Mine"})
+    assert "\n" not in str(error.value) and "penalty" not in str(error.value)
+
+
+def test_too_many_layers_are_those_that_the_loss_asks_for(mine):
+    (mine / "my_cases.py").write_text(LOSS.format(returned="x", more="", layers=9))
+    with pytest.raises(
+        UserError, match="objective 'my_cases:Mine' needs 9 candidate layers.*Needs.layers=.+ may be 0 to 3"
+    ):
+        run_recbole_ilrec("LCRec", "ring", config_dict={**SHORT, "objective": "my_cases:Mine"})
 
 
 def test_a_fault_in_own_code_keeps_its_traceback(mine):

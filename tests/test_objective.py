@@ -1,6 +1,7 @@
 """Every objective keeps the contract, and ILRec equals the slow transcription of the paper under every switch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,6 +185,27 @@ def test_objective_does_not_change_its_inputs(name):
     step.run(name).total.backward()
     after = (*step.leaves, step.targets, step.legal.row, step.legal.reward)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_part_added_to_a_combined_loss_counts_and_a_changed_one_is_refused():
+    step = random_step(9, 12)
+    terms, gate = step.run(**STRONG), step.final.square().sum()
+    plain, own = step.gradients(terms.total), step.gradients(0.5 * gate)
+    by_hand = replace(terms, parts={**terms.parts, "gate": gate}, weights={**terms.weights, "gate": 0.5})
+    for more in (terms.plus("gate", gate, 0.5), by_hand):
+        torch.testing.assert_close(more.total, terms.total + 0.5 * gate.float())
+        for found, before, added in zip(step.gradients(more.total), plain, own, strict=True):
+            torch.testing.assert_close(found, before + added)
+    changed = [
+        replace(terms, weights={**terms.weights, "cpd": 0.9}),
+        replace(terms, parts={**terms.parts, "cpd": 2 * terms.parts["cpd"]}),
+        replace(terms, parts={name: part for name, part in terms.parts.items() if name != "cpd"}),
+    ]
+    for other in changed:
+        with pytest.raises(UserError, match="loss part 'cpd' was changed, left out or given another weight"):
+            other.total  # noqa: B018
+    with pytest.raises(UserError, match="loss part 'crr' is there already"):
+        terms.plus("crr", gate)
 
 
 def test_needs_ask_for_no_more_than_the_settings_use():

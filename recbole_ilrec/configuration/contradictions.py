@@ -38,11 +38,16 @@ def check_layers(settings: Settings) -> None:
         return
     layers = settings.backbone.layers
     if settings.ilrec.layers >= layers:
-        raise too_many_layers(settings, layers)
+        raise too_many_layers(settings, layers, settings.ilrec.layers)
 
 
-def too_many_layers(settings: Settings, layers: int) -> UserError:
-    """The complaint that ``k`` is not below the number of decoder blocks."""
+def too_many_layers(settings: Settings, layers: int, asked: int) -> UserError:
+    """The complaint that ``k``, or what another loss asks for, is not below the number of decoder blocks."""
+    if settings.objective.lower() != "ilrec":
+        return UserError(
+            f"objective '{settings.objective}' needs {asked} candidate layers: backbone '{settings.backbone_name}' has "
+            f"{layers} layers, so Needs(layers=...) may be 0 to {layers - 1}."
+        )
     return UserError(
         f"k={settings.ilrec.k} is too large: backbone '{settings.backbone_name}' has {layers} layers, so k may be 0 to "
         f"{layers - 1}; lower --k."

@@ -32,6 +32,7 @@ from recbole_ilrec.models.pretrained import local_backbone
 from recbole_ilrec.models.title_ranker import TitleRanker
 from recbole_ilrec.objective import build_objective, build_preference
 from recbole_ilrec.objective.preference import answer_log_probs, token_log_probs
+from recbole_ilrec.objective.returned import checked_terms
 from recbole_ilrec.prompt.encode import EncodedRow, Example, PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs
 from recbole_ilrec.prompt.template import load_template
@@ -102,9 +103,8 @@ class GenerativeRecommender(SequentialRecommender):
             eos_id=tokenizer.eos_token_id,
             options=config["objective_options"],
         )
-        needed = self.objective.needs.layers
-        if needed >= self.backbone.num_layers:
-            raise too_many_layers(settings, self.backbone.num_layers)
+        if self.objective.needs.layers >= self.backbone.num_layers:
+            raise too_many_layers(settings, self.backbone.num_layers, self.objective.needs.layers)
         self.rewards: RewardTable | None = None
         self.epoch = 0.0
         self._load_reward_model = partial(load_reward_model, config, dataset)
@@ -178,6 +178,9 @@ class GenerativeRecommender(SequentialRecommender):
         legal = legal or self._legal(batch)
         return self.objective(states, batch, legal, epoch=self.epoch, generator=generator)
 
+    def _terms(self, *inputs: Any, **more: Any) -> LossTerms:
+        return checked_terms(self.loss_terms(*inputs, **more), type(self).__name__, self.settings.objective)
+
     def _legal(self, batch: TokenBatch) -> LegalTokens | None:
         needs = self.objective.needs
         if needs.rewards and self.rewards is not None:
@@ -210,8 +213,7 @@ class GenerativeRecommender(SequentialRecommender):
         self, batch: TokenBatch | AnswerBatch, generator: torch.Generator | None = None
     ) -> Mapping[str, Tensor]:
         """Sums over the batch's ``count`` by name, ``loss`` first: what the training loop asks for."""
-        preferring = self._preference_terms
-        terms = preferring(batch) if isinstance(batch, AnswerBatch) else self.loss_terms(batch, generator)
+        terms = self._preference_terms(batch) if isinstance(batch, AnswerBatch) else self._terms(batch, generator)
         parts = {f"part/{name}": value.detach() for name, value in terms.parts.items()}
         monitors = {f"monitor/{name}": value.detach() for name, value in terms.monitors.items()}
         return {"loss": terms.total, **parts, **monitors}
@@ -228,7 +230,7 @@ class GenerativeRecommender(SequentialRecommender):
             probabilities = self.reward_model.probabilities(interaction, pairs.candidates)
             legal = token_rewards(probabilities, self.catalog, batch.target.cpu(), batch.node.cpu())
             legal = legal.to(batch.input_ids.device)
-        return self.loss_terms(batch, legal=legal).total / len(batch.targets)
+        return self._terms(batch, legal=legal).total / len(batch.targets)
 
     def encoded(self, pairs: Pairs) -> list[EncodedRow]:
         """One row for each pair, in which its number is the target's."""

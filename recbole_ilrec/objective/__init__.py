@@ -14,6 +14,7 @@ from torch import Tensor
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.objective.base import Needs, Objective
 from recbole_ilrec.objective.preference import PreferenceObjective
+from recbole_ilrec.objective.returned import check_call
 from recbole_ilrec.registry import Registry
 from recbole_ilrec.settings import ILRecSettings, PreferenceSettings
 
@@ -75,6 +76,7 @@ def build_objective(
     made: Objective = objective(settings, item_tokens, eos_id=eos_id, **(options or {}))
     if not isinstance(getattr(made, "needs", None), Needs):
         raise UserError(f"objective '{name}' has no attribute 'needs': set needs = Needs() in the class.")
+    check_call(name, made)
     return made
 
 

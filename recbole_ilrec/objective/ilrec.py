@@ -17,7 +17,7 @@ from recbole_ilrec.objective.crr import collaborative_regularisation, soft_label
 from recbole_ilrec.objective.ragged import RowLists, in_order, pair_mask
 from recbole_ilrec.objective.self_hard import ensemble_logits, ensemble_of_logits, negatives_under, penalty_weights
 from recbole_ilrec.objective.step_rows import BlockRows, StepRows
-from recbole_ilrec.schema import LayerStates, LegalTokens, LossTerms, TokenBatch
+from recbole_ilrec.schema import Combined, LayerStates, LegalTokens, LossTerms, TokenBatch
 from recbole_ilrec.settings import ILRecSettings
 
 PARTS = ("cpo", "cpd", "crr")
@@ -127,11 +127,13 @@ class ILRec:
         )
         sums = self._sums(step, whole.values(partial(self._block, step)))
         weights = {"cpo": 1.0, "cpd": self.cpd_weight, "crr": self.crr_weight}  # Eq. 9, 12
+        parts = {name: sums[name] for name in PARTS}
+        total = whole.with_gradient(torch.stack([weights[name] * parts[name] for name in PARTS]).sum())
         return LossTerms(
-            parts={name: sums[name] for name in PARTS},
-            weights=weights,
+            parts=dict(parts),
+            weights=dict(weights),
             monitors={name: sums[name] for name in MONITORS},
-            combined=whole.with_gradient(torch.stack([weights[name] * sums[name] for name in PARTS]).sum()),
+            combined=Combined(total, parts, weights),
         )
 
     def _narrow_head(self, states: LayerStates) -> tuple[Tensor, ...]:

@@ -93,6 +93,7 @@ class StepTrainer(Trainer):
         self.save = save
         self._resumed: dict[str, Any] = {}
         self._inputs: Mapping[str, Any] = {}
+        self._sums: Mapping[str, Tensor] = {}
         self.sums: dict[str, float] = {}
         self.supervised = 0
         self._logged: tuple[dict[str, float], int] = ({}, 0)
@@ -128,9 +129,9 @@ class StepTrainer(Trainer):
         # Processes average their gradients; the factor turns that average back into a sum.
         loss = sums["loss"] * (self.args.world_size / inputs["count"])
         self._note(sums, batch.count)
-        self._inputs = inputs
+        self._inputs, self._sums = inputs, sums
         if not math.isfinite(loss.item()):
-            raise self._not_finite("loss", loss.item(), sums)
+            raise self._not_finite("loss", loss.item())
         return (loss, sums) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -138,20 +139,25 @@ class StepTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not math.isfinite(float(norm)):
-            raise self._not_finite("gradient norm", float(norm), {})
+            raise self._not_finite("gradient norm", float(norm))
         return norm
 
-    def _not_finite(self, what: str, value: float, sums: Mapping[str, Tensor]) -> UserError:
-        step, kept = self.state.global_step, ""
+    def _not_finite(self, what: str, value: float) -> UserError:
+        step, kept, sums = self.state.global_step, "", self._sums
         if self.save:
             tensors = {name: entry for name, entry in vars(self._inputs["batch"]).items() if entry is not None}
             content = {"epoch": self.state.epoch, "step": step, "rows": self._inputs["rows"], "batch": tensors}
             place = self.folder / (f"nonfinite-{step}" + (f"-{processes.rank()}" if processes.rank() else ""))
             save_state(place, {**content, what: value, "sums": dict(sums)}, kind=NON_FINITE)
             kept = f" The batch is kept in {place}."
+        parts = {name.removeprefix("part/"): entry for name, entry in sums.items() if name.startswith("part/")}
+        bad = [name for name, entry in parts.items() if not math.isfinite(entry.item())]
+        objective = self.model.settings.objective
+        where = f"of objective '{objective}', not finite: {', '.join(bad) or f'no part of {list(parts)}'}"
+        penalty = ", or set --ilrec.penalty=sign_safe if logits are strongly negative"
         return UserError(
-            f"training {what} is {value} at step {step}; lower --learning_rate, or set --ilrec.penalty=sign_safe if "
-            f"logits are strongly negative.{kept}"
+            f"training {what} is {value} at step {step} ({where}); lower --learning_rate"
+            f"{penalty if objective.lower() == 'ilrec' else ''}.{kept}"
         )
 
     def _note(self, sums: Mapping[str, Tensor], tokens: int) -> None:
