@@ -125,6 +125,7 @@ def test_part_of_eval_args_leaves_the_rest():
 def test_the_validation_metric_follows_the_metrics_unless_given():
     assert make(topk=[20])["valid_metric"] == "NDCG@20" and make(metrics="MRR")["valid_metric"] == "MRR@10"
     assert "one of topk=[5]" in refused(topk=[5], valid_metric="NDCG@10")
+    assert "e.g. MRR@5." in refused(topk=[5], metrics=["MRR"], valid_metric="NDCG@5")
 
 
 @pytest.mark.parametrize(

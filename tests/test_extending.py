@@ -72,10 +72,40 @@ def test_a_run_of_code_that_changed_is_another_run(mine):
 
     before, published = keys(), run_key(Config("ILRec", "ring", config_dict=SHORT))
     assert keys() == before and published not in before
-    for name in ("my_models.py", "my_losses.py"):
-        (mine / name).write_text((mine / name).read_text() + "\n# edited, and of another length\n")
+    for name in ("my_models", "my_losses"):
+        (mine / f"{name}.py").write_text((mine / f"{name}.py").read_text() + "\n# edited, and of another length\n")
+        with pytest.raises(UserError, match=rf"{name}.py has changed since it was imported.*start Python"):
+            keys()
+        sys.modules.pop(name)
     assert not set(keys()) & set(before)
     assert run_key(Config("ILRec", "ring", config_dict=SHORT)) == published
+
+
+def test_a_class_without_a_file_shares_its_key_with_no_other(mine, caplog):
+    def typed():
+        return type("Typed", (sys.modules["my_models"].NoisyILRec,), {"__module__": "__main__.cell"})
+
+    Config("my_models:NoisyILRec", "ring", config_dict=SHORT)
+    one, other = typed(), typed()
+    keys = [run_key(Config(model, "ring", config_dict=SHORT)) for model in (one, one, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Typed is in no file"] * 2
+
+
+def test_a_search_goes_over_the_options_of_a_loss_under_an_own_model(mine, capsys):
+    (mine / "gammas.yaml").write_text("space: {objective_options.gamma: [0, 2], noise: [0, 0.1]}\n")
+    given = {**SHORT, "objective": "my_losses:Focal", "model": "my_models:NoisyILRec", "dataset": "ring"}
+    assert main(["search", "--space=gammas.yaml", "--dry_run", *options(given)]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert all(f"objective_options.gamma={gamma}" in shown for gamma in (0, 2)) or shown.count("\n") >= 4, shown
+
+
+def test_options_of_a_loss_may_be_given_one_by_one(mine):
+    (mine / "options.yaml").write_text("objective_options: {gamma: 1, tau: 3}\n")
+    given = {**SHORT, "objective_options.gamma": 2}
+    config = Config("LCRec", "ring", config_file_list=["options.yaml"], config_dict=given)
+    assert config["objective_options"] == {"gamma": 2, "tau": 3}
+    assert request_of(config)["config_dict"]["objective_options"] == {"gamma": 2, "tau": 3}
 
 
 def test_a_run_whose_code_imports_what_changed_is_another_run(mine):
@@ -142,6 +172,11 @@ def test_a_table_holds_lines_of_own_models(mine, capsys):
         ("LCRec", {"objective": "my_losses:Vocal"}, "no class 'Vocal'. Did you mean 'Focal'"),
         ("LCRec", {"objective": "my_losses:Focal", "objective_options": {"gama": 1}}, "unexpected keyword .*gama"),
         ("LCRec", {"objective_options": {"gamma": 1}}, "objective 'sft' cannot be made with .*gamma"),
+        (
+            "DPO",
+            {"objective": "my_losses:Focal"},
+            "objective=my_losses:Focal contradicts model=DPO.*one of dpo, rosepo",
+        ),
         ("LCRec", {"objective_options": 3}, "objective_options=3 is not allowed: give a mapping"),
         ("LCRec", {"objective": "my_models:NoisyILRec"}, "objective 'my_models:NoisyILRec' cannot be made"),
     ],

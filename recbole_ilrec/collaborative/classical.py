@@ -32,7 +32,7 @@ from recbole_ilrec.configuration.outcome import interactions_key, request_of
 from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
-from recbole_ilrec.metrics.collector import Collector
+from recbole_ilrec.metrics.collector import Collector, refuse_nan
 from recbole_ilrec.metrics.rank_metrics import keep_ranks
 from recbole_ilrec.report.costs import note, note_earlier
 from recbole_ilrec.report.record import Stopwatch
@@ -275,6 +275,7 @@ class ClassicalTrainer(RecBoleTrainer):
     def _neg_sample_batch_eval(self, batched_data: tuple[Any, ...]) -> tuple[Any, ...]:
         """Where items are ranked, one row for each user, as in full ranking: RecBole has one for each drawn item."""
         rows, scores, *positives = super()._neg_sample_batch_eval(batched_data)
+        refuse_nan(scores, self.config["model"])
         if scores.dim() == 2:
             user = batched_data[1]
             rows = rows[torch.cat([user.new_ones(1), user.diff()]).nonzero()[:, 0]]
@@ -286,6 +287,7 @@ class ClassicalTrainer(RecBoleTrainer):
             users = interaction[self.config["USER_ID_FIELD"]].cpu()
             history = self._evaluated.sequences.before(users, interaction[self.config["TIME_FIELD"]].cpu())
         rows, scores, *positives = super()._full_sort_batch_eval((interaction, history, positive_u, positive_i))
+        refuse_nan(scores, self.config["model"])
         if self.config.settings.task == "candidates":
             others = torch.ones_like(scores, dtype=torch.bool)
             scores = scores.masked_fill(others.scatter_(1, rows[CANDIDATES].to(scores.device), False), -torch.inf)

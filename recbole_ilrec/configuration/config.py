@@ -17,15 +17,9 @@ import recbole
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import InputType
 
-from recbole_ilrec.configuration.contradictions import check_beta, check_layers, check_paradigm
-from recbole_ilrec.configuration.lookup import (
-    find_model,
-    keys_read_by,
-    known_keys,
-    preset_name,
-    refuse_unknown,
-)
-from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
+from recbole_ilrec.configuration.contradictions import check_beta, check_layers, check_objective, check_paradigm
+from recbole_ilrec.configuration.lookup import find_model, keys_read_by, known_keys, preset_name, refuse_unknown
+from recbole_ilrec.configuration.presets import Loader, nested, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
 from recbole_ilrec.configuration.run_keys import RunKeys
 from recbole_ilrec.configuration.selection import check_files, check_selection
@@ -84,8 +78,8 @@ class Config(RecBoleConfig):
         self._init_parameters_category()
         self.yaml_loader = Loader
         self.origin: dict[str, str] = {}
-        given = [(str(path), read_yaml(Path(path))) for path in config_file_list or ()]
-        given.append((GIVEN, dict(config_dict or {})))
+        given = [(str(path), nested(read_yaml(Path(path)))) for path in config_file_list or ()]
+        given.append((GIVEN, nested(config_dict or {})))
         self.external_config_dict = laid_over([layer for _, layer in given])
         self.model, self.model_class, self.dataset = self._get_model_and_dataset(model, dataset)
         self._load_internal_config_dict(preset_name(self.model_class), self.model_class, self.dataset)
@@ -100,6 +94,7 @@ class Config(RecBoleConfig):
         if self.is_llm:
             check_beta(self.settings, self.external_config_dict)
             check_layers(self.settings)
+            check_objective(preset_name(self.model_class), self.settings)
         beams = None
         if self.is_llm:
             beams = self.settings.decode.num_beams if self.settings.generates_lists else sys.maxsize

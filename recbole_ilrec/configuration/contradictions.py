@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
+from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.settings import Settings
@@ -16,6 +17,22 @@ def check_paradigm(model: str, settings: Settings) -> None:
         raise UserError(
             f"paradigm={settings.paradigm} contradicts model={model}, which is {wanted}: use --model={other} for plain "
             "fine-tuning with it, or leave --paradigm out."
+        )
+
+
+def check_objective(model: str, settings: Settings) -> None:
+    """Refuse a loss over tokens where the model is a preference stage: it would have none.
+
+    Args:
+        model: the model's name, or that of the parent whose presets it has.
+        settings: of a language model.
+    """
+    file = preset("model", model)
+    preferring = file.is_file() and read_yaml(file).get("objective") in PREFERENCES
+    if preferring and settings.objective not in PREFERENCES:
+        raise UserError(
+            f"objective={settings.objective} contradicts model={model}, which is trained against rejected answers: "
+            f"choose one of {', '.join(PREFERENCES)}, leave --objective out, or use another model, e.g. LCRec."
         )
 
 

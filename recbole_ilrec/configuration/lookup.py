@@ -20,6 +20,7 @@ from recbole.utils import general_arguments, training_arguments
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_ilrec import settings
+from recbole_ilrec.configuration.own_code import code_hash
 from recbole_ilrec.configuration.presets import preset
 from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.registry import Registry, is_place, own_class
@@ -83,6 +84,8 @@ def find_model(name: str | type) -> tuple[str, type, bool]:
     """
     if isinstance(name, type) or is_place(name):
         own = name if isinstance(name, type) else own_class("model", name)
+        if is_place(place_of(own)):
+            code_hash(own)  # of the text that was imported, before anybody changes it
         return own.__name__, own, _is_language_model(own)
     if name in MODELS:
         exact = next(known for known in MODELS if known.lower() == str(name).lower())

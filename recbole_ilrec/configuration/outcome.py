@@ -7,17 +7,16 @@ when a comment changes); every record holds :func:`code_key`, and tables say whe
 import glob
 import hashlib
 import json
-import sys
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import place_of
+from recbole_ilrec.configuration.own_code import code_hash, file_hash
 from recbole_ilrec.configuration.presets import preset
 from recbole_ilrec.configuration.run_keys import RunKeys
 from recbole_ilrec.objective import PREFERENCES
@@ -117,7 +116,7 @@ def data_key(config: Config) -> str:
     for suffix in (".inter", ".item", LISTS, *parts):
         path = Path(config["data_path"]) / f"{config['dataset']}{suffix}"
         if path.is_file():
-            digest.update(bytes.fromhex(_file_hash(path)))
+            digest.update(bytes.fromhex(file_hash(path)))
         if path.is_file() or suffix != LISTS:
             digest.update(suffix.removeprefix(".").encode())
     selecting = {key: config[key] for key in _SELECTING}
@@ -135,7 +134,7 @@ def interactions_key(config: Config) -> str | None:
     if config.keys is not None:
         return config.keys.interactions
     path = Path(config["data_path"]) / f"{config['dataset']}.inter"
-    return _file_hash(path) if path.is_file() else None
+    return file_hash(path) if path.is_file() else None
 
 
 def settings_key(config: Config, tested: bool | None = None, but: Collection[str] = ()) -> str:
@@ -166,25 +165,7 @@ def own_code(config: Config) -> list[list[str]]:
         own[objective] = own_class("objective", objective)
     if config.is_llm and is_place(reward):
         own[reward] = own_class("model", reward)
-    return [[place, _code_hash(found)] for place, found in own.items() if is_place(place)]
-
-
-def _code_hash(own: type) -> str:
-    """SHA-256 over the file of a class and what it imports, step by step, from files in the same folder or below."""
-    start = sys.modules.get(own.__module__)
-    home = Path(getattr(start, "__file__", None) or "").resolve().parent
-    found: dict[Path, str] = {}
-    modules = [sys.modules.get(parent.__module__) for parent in own.__mro__]
-    while modules:
-        file = getattr(module := modules.pop(), "__file__", None)
-        path = Path(file).resolve() if file else home
-        if path in found or home not in path.parents or "site-packages" in path.parts or _PACKAGE in path.parents:
-            continue
-        found[path] = _file_hash(path)
-        for value in vars(module).values():
-            named = str(getattr(value, "__module__", ""))
-            modules.append(value if isinstance(value, ModuleType) else sys.modules.get(named))
-    return _key([[path.relative_to(home).as_posix(), found[path]] for path in sorted(found)])
+    return [[place, code_hash(found)] for place, found in own.items() if is_place(place)]
 
 
 def _unread(settings: Settings) -> dict[str, Any]:
@@ -255,7 +236,7 @@ def _file_hashes(config: Config) -> dict[str, str]:
     files = sorted(path for path in folder.glob(f"{glob.escape(config['dataset'])}.*") if path.is_file())
     given = config.settings.index.file
     files += [Path(given)] if given and Path(given).is_file() else []
-    hashes = {path.name: _file_hash(path) for path in files}
+    hashes = {path.name: file_hash(path) for path in files}
     if config.is_llm:
         hashes |= contents(config.settings, but="index.file")
     return hashes
@@ -288,7 +269,7 @@ def _deciding(path: Path) -> list[Path]:
 def _identity(file: Path) -> str:
     """Its hash; size and time of one that takes long to read."""
     about = file.stat()
-    return f"{about.st_size}, {about.st_mtime_ns}" if about.st_size > _LARGE else _file_hash(file)
+    return f"{about.st_size}, {about.st_mtime_ns}" if about.st_size > _LARGE else file_hash(file)
 
 
 @cache
@@ -303,8 +284,3 @@ def code_key() -> str:
 
 def _key(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:_LENGTH]
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -108,9 +108,10 @@ def check_metrics(final: dict[str, Any], *, adapt: bool, num_beams: int | None =
         raise UserError(f"num_beams={num_beams} cannot fill topk={topk}: use at least --num_beams={max(topk)}.")
     metric, at, k = str(final["valid_metric"]).lower().partition("@")
     if metric not in used or bool(at) == (metric in _WITHOUT_CUT) or (at and k not in map(str, topk)):
+        fits = metric if metric in used else used[0]
         raise UserError(
             f"valid_metric={final['valid_metric']!r} is not computed: choose one of metrics={final['metrics']} at "
-            f"one of topk={topk}, e.g. {names.get(metric, 'NDCG')}{'' if metric in _WITHOUT_CUT else f'@{max(topk)}'}."
+            f"one of topk={topk}, e.g. {names[fits]}{'' if fits in _WITHOUT_CUT else f'@{max(topk)}'}."
         )
     return changed
 

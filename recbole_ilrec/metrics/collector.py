@@ -15,6 +15,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import Register
 from torch import Tensor
 
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
 
 _OF_ONE_EVALUATION = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
@@ -109,6 +110,15 @@ class Collector(RecBoleCollector):
             if key in self.data_struct:
                 del self.data_struct[key]
         return collected
+
+
+def refuse_nan(scores: Tensor, model: str) -> None:
+    """Raise :class:`UserError` where a score is no number: its item would only seem to be ranked last."""
+    if bool(scores.isnan().any()):
+        raise UserError(
+            f"{model} gave scores that are not a number (NaN) in evaluation: look at its full_sort_predict and "
+            "predict, or lower --learning_rate."
+        )
 
 
 def _places(scores: Tensor, target: Tensor) -> TargetPlaces:

@@ -5,7 +5,7 @@ items that share an identifier is a weighted mean over evaluations with each pos
 """
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ FULL_PRECISION = 15
 def evaluator(config: Any, names: list[str]) -> Evaluator:
     """RecBole's evaluator for some metrics, unrounded."""
     options = {**config.final_config_dict, "metrics": names, "metric_decimal_place": FULL_PRECISION}
-    return Evaluator(options)
+    return Evaluator(defaultdict(lambda: None, options))  # RecBole's own bag has None for what is not set
 
 
 def keep_ranks(

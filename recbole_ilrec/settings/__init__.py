@@ -155,6 +155,6 @@ def laid_over(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def in_parts(key: str, before: Any, value: Any) -> Any:
-    """A value laid over the one before it: ``eval_args`` may be given in part."""
-    parts = key == "eval_args" and isinstance(before, Mapping) and isinstance(value, Mapping)
+    """A value laid over the one before it: ``eval_args`` and ``objective_options`` may be given in part."""
+    parts = key in ("eval_args", "objective_options") and isinstance(before, Mapping) and isinstance(value, Mapping)
     return {**before, **value} if parts else value

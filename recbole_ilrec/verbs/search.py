@@ -104,8 +104,7 @@ class _Search:
         self.seed, self.bigger = config["seed"], config["valid_metric_bigger"]
         self.metric = str(config["valid_metric"])
         phases = [replace(phase, trials=1) for phase in self.space.phases]  # more trials are the same search
-        content = json.dumps([run_key(config), repr(phases)])
-        key = hashlib.sha256(content.encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps([run_key(config), repr(phases)]).encode()).hexdigest()[:8]
         self.folder = self.experiments.root / SEARCHES / f"{self.space.name}-{config.model}-{config.dataset}-{key}"
         presets = presets_of(config, self.space.phases)
         self.proposals = Proposals(self.space.phases, self.seed, bigger=self.bigger, presets=presets)
@@ -129,6 +128,7 @@ class _Search:
             UserError: a name that nothing reads; the model or the dataset is missing.
         """
         from recbole_ilrec.configuration.config import Config, MissingDataset
+        from recbole_ilrec.configuration.lookup import place_of
         from recbole_ilrec.configuration.unread import refuse_unread
         from recbole_ilrec.quick_start import configure
 
@@ -137,7 +137,7 @@ class _Search:
         except MissingDataset:
             configure(self.model, self.dataset, None, self.experiments.places)
             config = self.experiments.config(self._planned({}))
-        self.model, self.dataset = config.model, config.dataset
+        self.model, self.dataset = place_of(config.model_class), config.dataset
         for phase in self.space.phases:
             try:
                 refuse_unread(self.experiments.config(self._planned(first_of(phase))), phase.space)
