@@ -8,7 +8,7 @@ import torch
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.evaluation.topk import TargetPlaces, hit_and_ndcg, locate, unroll
 from recbole_ilrec.identifiers.catalog import Catalog
-from recbole_ilrec.metrics.rank_metrics import RankMetrics
+from recbole_ilrec.metrics.rank_metrics import RankMetrics, evaluator
 from recbole_ilrec.schema import Ranking
 from tests.worlds import QUICK
 
@@ -45,6 +45,11 @@ def test_a_banned_neighbour_neither_takes_a_place_nor_counts_in_the_group():
     assert where.group.item() == 2
     assert where.ranks("strict")[0].tolist() == [[2]]
     assert places([2, 1], 2, banned=[1, 5]).ranks("strict")[0].item() > 10**9
+
+
+def test_a_metric_of_long_tails_needs_no_setting_of_its_own(ring):
+    config = Config("LCRec", "ring", None, {**QUICK, "metrics": ["Hit", "TailPercentage"], "topk": [2]})
+    assert config["tail_ratio"] is None and evaluator(config, ["tailpercentage"]).metrics == ["tailpercentage"]
 
 
 def test_a_group_beyond_the_list_counts_in_full_however_large_it_is(ring):
