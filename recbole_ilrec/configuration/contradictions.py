@@ -28,7 +28,7 @@ def check_objective(model: str, settings: Settings) -> None:
         settings: of a language model.
     """
     file = preset("model", model)
-    preferring = file.is_file() and read_yaml(file).get("objective") in PREFERENCES
+    preferring = file.is_file() and str(read_yaml(file).get("objective")) in PREFERENCES
     if preferring and settings.objective not in PREFERENCES:
         raise UserError(
             f"objective={settings.objective} contradicts model={model}, which is trained against rejected answers: "
