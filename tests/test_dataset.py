@@ -176,12 +176,38 @@ def test_content_key_follows_the_data_and_the_filters(root):
 
 def test_content_key_follows_parts_that_are_files_of_their_own(root):
     keys = []
+    head = "user_id:token\titem_id:token\titem_id_list:token_seq\n"
     for part in ("valid", "test"):
-        (root / f"toy/toy.{part}.inter").touch()
-    for row in ("a\tb\t1", "a\tc\t1"):
-        (root / "toy/toy.train.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{row}\n")
+        (root / f"toy/toy.{part}.inter").write_text(head)
+    for row in ("a\tb\tc", "a\tc\tb"):
+        (root / "toy/toy.train.inter").write_text(f"{head}{row}\n")
         keys.append(data_key(config_for(root, benchmark_filename=["train", "valid", "test"])))
     assert keys[0] != keys[1] and data_key(config_for(root)) not in keys
+
+
+def test_parts_that_come_ready_made_are_read_with_their_histories(root):
+    parts, head = ["train", "valid", "test"], "user_id:token\titem_id:token\titem_id_list:token_seq\n"
+    for part, row in zip(parts, ("a\tz\tx y", "a\tw\tx y z", "a\tx\tx y z w"), strict=True):
+        (root / f"toy/toy.{part}.inter").write_text(f"{head}{row}\n")
+    asked = {"benchmark_filename": parts, "MAX_ITEM_LIST_LENGTH": 3, "topk": [2], "valid_metric": "NDCG@2"}
+    data = build_data(config_for(root, **asked))
+    rows, number = data.test._dataset.inter_feat, data.dataset.field2token_id["item_id"]
+    assert rows["item_id_list"].tolist() == [[number[item] for item in "yzw"]], "numbered as targets, the last three"
+    assert rows["item_id"].tolist() == [number["x"]] and rows["item_length"].tolist() == [3]
+    for more, told in (
+        ({"exclude_history": True}, "whole history"),
+        ({"load_col": {"inter": ["user_id"]}}, "leaves out"),
+    ):
+        with pytest.raises(UserError, match=told):
+            config_for(root, **asked, **more)
+    with pytest.raises(UserError, match="name training, validation and test"):
+        config_for(root, **{**asked, "benchmark_filename": ["train", "test"]})
+    (root / "toy/toy.valid.inter").write_text("user_id:token\titem_id:token\n")
+    with pytest.raises(UserError, match="no column item_id_list:token_seq"):
+        config_for(root, **asked)
+    (root / "toy/toy.valid.inter").write_text(f"{head}a\tw\t\n")
+    with pytest.raises(UserError, match="an empty item_id_list"):
+        build_data(config_for(root, **asked))
 
 
 AT_ONE_MOMENT = [{"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none"}, {"split": {"TS": [0.8, 0.1, 0.1]}}]

@@ -300,6 +300,18 @@ def test_a_fault_gets_status_1(world, capsys):
     assert "attention  copied rows" in out and "prompts" not in out
 
 
+def test_ready_made_rows_of_training_that_are_tested_too_are_found(world):
+    head, rows = "user_id:token\titem_id:token\titem_id_list:token_seq", ["u1\ti3\ti1 i2", "u1\ti4\ti1 i2 i3"]
+    for part, own in (("train", rows), ("valid", rows[1:]), ("test", ["u1\ti5\ti2 i3"])):
+        (world / "dataset" / "ring" / f"ring.{part}.inter").write_text("\n".join([head, *own]) + "\n")
+    parts = {"benchmark_filename": ["train", "valid", "test"], "topk": [3], "valid_metric": "NDCG@3"}
+    config = Config("SASRec", "ring", None, {**parts, "device": "cpu"})
+    found = by_name(diagnose(config, build_data(config)))
+    leak = found["split", "held-out rows"]
+    assert leak.level is Level.ATTENTION and leak.numbers == {"valid": 1, "test": 0}
+    assert found["split", "histories"].level is Level.NOTE and ("data", "equal times") not in found
+
+
 def test_bad_options_get_status_2(world, capsys):
     assert doctor("word") == 2 and "no option" in capsys.readouterr().err
     assert doctor("--json=dataset") == 2 and "json=dataset is a folder" in capsys.readouterr().err

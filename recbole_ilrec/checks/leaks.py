@@ -145,6 +145,30 @@ def split_findings(
     return [*findings, Finding("split", "others' future", level, text, {"share": share})]
 
 
+def ready_made_findings(parts: Mapping[str, Rows]) -> list[Finding]:
+    """What can be seen of rows that come ready made, without whole sequences and times.
+
+    Args:
+        parts: rows of ``train``, ``valid`` and ``test``; their times are not read.
+    """
+    known = frozenset(_keys(parts["train"]))
+    text = "rows that come ready made (benchmark_filename) are taken as they are: there are no sequences to check by"
+    findings = [Finding("split", "histories", Level.NOTE, text)]
+    counts = {name: sum(key in known for key in _keys(parts[name])) for name in ("valid", "test")}
+    told = ", ".join(f"{of(count, len(parts[name]))} rows of {name}" for name, count in counts.items())
+    text = f"{told} stand in the training part too (same user, history and target)"
+    level = Level.ATTENTION if any(counts.values()) else Level.OK
+    if level is Level.ATTENTION:
+        text += ": take them out of its file"
+    findings.append(Finding("split", "held-out rows", level, text, counts))
+    return [*findings, _unseen_finding(parts["train"], parts["test"])]
+
+
+def _keys(rows: Rows) -> list[tuple[int, bytes, int]]:
+    columns = rows.user.tolist(), rows.history, rows.length, rows.target.tolist()
+    return [(user, items[:length].tobytes(), target) for user, items, length, target in zip(*columns, strict=True)]
+
+
 def _history_finding(timeline: Timeline, parts: Mapping[str, Rows]) -> Finding:
     wrong = {name: int(wrong_histories(timeline, rows).sum()) for name, rows in parts.items()}
     total = sum(map(len, parts.values()))

@@ -22,7 +22,13 @@ from recbole_ilrec.configuration.lookup import find_model, keys_read_by, known_k
 from recbole_ilrec.configuration.presets import Loader, nested, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
 from recbole_ilrec.configuration.run_keys import RunKeys
-from recbole_ilrec.configuration.selection import check_files, check_selection
+from recbole_ilrec.configuration.selection import (
+    check_evaluation,
+    check_files,
+    check_selection,
+    needed_columns,
+    set_alias,
+)
 from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.runtime.device import choose_device
 from recbole_ilrec.runtime.terminal import shows_bars
@@ -220,9 +226,9 @@ class Config(RecBoleConfig):
         final, read = self.final_config_dict, keys_read_by(self.model_class)
         final["eval_args"] = dict(final["eval_args"]) if isinstance(final["eval_args"], dict) else final["eval_args"]
         if self._is_default("load_col") and "selected_features" not in read:
-            fields = (final["USER_ID_FIELD"], final["ITEM_ID_FIELD"], final["TIME_FIELD"])
-            final["load_col"] = {"inter": list(fields)}
+            final["load_col"] = {"inter": needed_columns(final)}
             self.origin["load_col"] = DERIVED
+        self.origin |= dict.fromkeys(set_alias(final), DERIVED)
         input_type = getattr(self.model_class, "input_type", None)
         if input_type is None:
             final.setdefault("loss_type", "CE")
@@ -245,13 +251,7 @@ class Config(RecBoleConfig):
             self._set_eval_neg_sample_args("test")
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AttributeError) as error:
             raise UserError(f"These settings do not fit together: {error}") from None
-
-        modes = set(self.final_config_dict["eval_args"]["mode"].values())
-        if self.settings.decode.exclude_history and modes != {"full"}:
-            raise UserError(
-                "exclude_history=true (given, or set for this data set) needs eval_args.mode=full: sampled candidates "
-                "are not filtered. Set --exclude_history=false."
-            )
+        check_evaluation(self.final_config_dict, self.settings)
 
     def compatibility_settings(self) -> None:
         """Nothing to do: :mod:`recbole_ilrec.runtime.compat` has set the names that RecBole needs."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_ilrec.errors import UserError, unknown_name
+from recbole_ilrec.settings import Settings
 
 _NUMBER = r"[-+]?(?:inf|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+)"
 _INTERVAL = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]", re.IGNORECASE)
@@ -21,6 +22,12 @@ def check_selection(final: dict[str, Any]) -> None:
         final["val_interval"] = _by_value(final["val_interval"], final.get("load_col"))
     if final.get("rm_dup_inter") not in (None, "first", "last"):
         raise UserError(f"rm_dup_inter={final['rm_dup_inter']!r} is not allowed: keep the 'first' or the 'last' copy.")
+    parts = final.get("benchmark_filename")
+    if parts is not None and not (isinstance(parts, list) and len(parts) == 3):
+        raise UserError(
+            f"benchmark_filename={parts!r} is not allowed: name training, validation and test part, e.g. "
+            "[train,valid,test] for NAME.train.inter, NAME.valid.inter and NAME.test.inter."
+        )
     if isinstance(final["eval_args"], dict):
         _check_eval_args(final["eval_args"])
 
@@ -42,6 +49,65 @@ def check_files(final: Mapping[str, Any], *, titles: bool) -> None:
         path = Path(final["data_path"]) / f"{final['dataset']}.{part}.inter"
         if not path.is_file():
             raise UserError(f"benchmark_filename={final['benchmark_filename']}: there is no file {path}.")
+        _check_columns(path, final)
+
+
+def check_evaluation(final: Mapping[str, Any], settings: Settings) -> None:
+    """Raise :class:`UserError` where the rows to be evaluated cannot give what this package's settings ask of them.
+
+    Args:
+        final: RecBole's settings, modes of evaluation filled in.
+        settings: this package's.
+    """
+    if settings.decode.exclude_history and set(final["eval_args"]["mode"].values()) != {"full"}:
+        raise UserError(
+            "exclude_history=true (given, or set for this data set) needs eval_args.mode=full: sampled candidates "
+            "are not filtered. Set --exclude_history=false."
+        )
+    asked = {
+        "exclude_history=true": settings.decode.exclude_history,
+        "reward.mask_history=true": settings.reward.mask_history,
+        "task=candidates": settings.task == "candidates",
+    }
+    for setting in (setting for setting, given in asked.items() if given and final.get("benchmark_filename")):
+        raise UserError(
+            f"{setting} needs the whole history of each user, which parts that come ready made (benchmark_filename) do "
+            "not hold: leave one of the two out."
+        )
+
+
+def needed_columns(final: Mapping[str, Any]) -> list[str]:
+    """Columns of interactions that are read by default: parts that come ready made hold histories instead of times."""
+    user, item = final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]
+    return [user, item, _histories(final) if final.get("benchmark_filename") else final["TIME_FIELD"]]
+
+
+def set_alias(final: dict[str, Any]) -> list[str]:
+    """Number the items of ready-made histories as those of targets, for RecBole does not; the settings changed."""
+    key, given = "alias_of_item_id", final.get("alias_of_item_id") or []
+    if not final.get("benchmark_filename") or _histories(final) in given:
+        return []
+    final[key] = [*([given] if isinstance(given, str) else given), _histories(final)]
+    return [key]
+
+
+def _histories(final: Mapping[str, Any]) -> str:
+    return f"{final['ITEM_ID_FIELD']}{final['LIST_SUFFIX']}"
+
+
+def _check_columns(path: Path, final: Mapping[str, Any]) -> None:
+    """What each ready-made part has to hold, and what is read of it."""
+    kinds = dict(zip(needed_columns(final), ("token", "token", "token_seq"), strict=True))
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        header = stream.readline().rstrip("\r\n").split(final["field_separator"])
+    wanted = [f"{name}:{kind}" for name, kind in kinds.items()]
+    missing = [column for column in wanted if column not in header]
+    load = final.get("load_col")
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]}: a part of benchmark_filename has the header {wanted}.")
+    for name in kinds:
+        if isinstance(load, Mapping) and name not in (load.get("inter") or ()):
+            raise UserError(f"load_col={load} leaves out '{name}', which benchmark_filename needs: add it to 'inter'.")
 
 
 def _by_value(given: object, load_col: object) -> dict[str, Any]:

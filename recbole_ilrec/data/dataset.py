@@ -27,8 +27,9 @@ from recbole_ilrec.checks.interactions import TimeOrder, time_order
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.candidates import CANDIDATES, draw_lists, published_rows
-from recbole_ilrec.data.interaction_file import orders_users, read_interactions, time_ranks
+from recbole_ilrec.data.interaction_file import read_interactions, refuse_one_moment, time_ranks
 from recbole_ilrec.data.item_texts import texts_by_id
+from recbole_ilrec.data.ready_made import cut_histories
 from recbole_ilrec.data.sequences import Rows, Sequences
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.candidate_lists import SUFFIX, CandidateRow, read_candidates
@@ -96,6 +97,10 @@ class SequenceDataset(SequentialDataset):
             )
         super()._load_inter_feat(token, dataset_path)
 
+    def _benchmark_presets(self) -> None:
+        cut_histories(self)
+        super()._benchmark_presets()
+
     def _remove_duplication(self) -> None:
         if self.config["rm_dup_inter"] is not None:  # RecBole's sort leaves the order of equal times to chance
             self.inter_feat.sort_values(by=self.time_field, kind="stable", inplace=True)
@@ -123,25 +128,9 @@ class SequenceDataset(SequentialDataset):
         users, items = (pd.factorize(frame[field])[0] for field in (self.uid_field, self.iid_field))
         times = frame[self.time_field].to_numpy(np.float64)
         self.time_order = time_order(users, items, times)
-        self._refuse_times_of_one_user()
+        if not self.published:
+            refuse_one_moment(self.dataset_name, self.config["eval_args"], self.time_order)
         frame[self.time_field] = time_ranks(users, times, frame.index.to_numpy())
-
-    def _refuse_times_of_one_user(self) -> None:
-        """A split at one moment for all users needs times that are the same clock for all of them."""
-        split, group_by = self.config["eval_args"]["split"], self.config["eval_args"]["group_by"]
-        across = {"TS"} | ({"RS"} if group_by in (None, "none", "None") else set())
-        if not isinstance(split, dict) or not across & split.keys() or self.published:
-            return
-        why = ""
-        if self.time_order.positions:
-            why = "the times are places 0, 1, 2, ... in each user's sequence, as prepare writes them"
-        elif not orders_users(len(self.inter_feat)):
-            why = f"{len(self.inter_feat):,} interactions are ordered for each user alone"
-        if why:
-            raise UserError(
-                f"{self.dataset_name}: eval_args.split={split} cuts all users at one moment, and {why}: use "
-                "{LS: valid_and_test}, or RS with group_by: user."
-            )
 
     @cached_property
     def published(self) -> list[CandidateRow]:

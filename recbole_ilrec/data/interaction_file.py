@@ -6,10 +6,12 @@ Here a field is the text between two separators, and a malformed row is an error
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from recbole_ilrec.checks.interactions import TimeOrder
 from recbole_ilrec.errors import UserError
 
 _EXACT_IN_FLOAT32 = 1 << 23
@@ -114,6 +116,33 @@ def _line(path: Path, row: int) -> int:
     with path.open("rb") as stream:
         numbers = [number for number, line in enumerate(stream, start=1) if line.rstrip(b"\r\n")]
     return numbers[row + 1]
+
+
+def refuse_one_moment(name: str, eval_args: Mapping[str, Any], order: TimeOrder) -> None:
+    """A split at one moment for all users needs times that are the same clock for all of them.
+
+    Args:
+        name: of the dataset.
+        eval_args: RecBole's setting.
+        order: of the times as they stand in the file.
+
+    Raises:
+        UserError: there is no such clock.
+    """
+    split, group_by = eval_args["split"], eval_args["group_by"]
+    across = {"TS"} | ({"RS"} if group_by in (None, "none", "None") else set())
+    if not isinstance(split, dict) or not across & split.keys():
+        return
+    why = ""
+    if order.positions:
+        why = "the times are places 0, 1, 2, ... in each user's sequence, as prepare writes them"
+    elif not orders_users(order.rows):
+        why = f"{order.rows:,} interactions are ordered for each user alone"
+    if why:
+        raise UserError(
+            f"{name}: eval_args.split={split} cuts all users at one moment, and {why}: use {{LS: valid_and_test}}, or "
+            "RS with group_by: user."
+        )
 
 
 def orders_users(rows: int) -> bool:

@@ -14,7 +14,7 @@ from recbole_ilrec.checks.candidates import candidate_findings
 from recbole_ilrec.checks.finding import Finding, Level, needing_attention, of, summary
 from recbole_ilrec.checks.interactions import count_finding, order_findings
 from recbole_ilrec.checks.items import identifier_finding, lost_token_finding, prompt_finding, title_finding
-from recbole_ilrec.checks.leaks import Rows, Timeline, split_findings
+from recbole_ilrec.checks.leaks import Rows, Timeline, ready_made_findings, split_findings
 from recbole_ilrec.collaborative.reward_model import prefers, trained_elsewhere, training_settings, weighs_titles
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.candidates import CANDIDATES
@@ -54,22 +54,27 @@ def log_findings(findings: Sequence[Finding]) -> None:
 def data_findings(config: Config, data: Data) -> list[Finding]:
     """The interactions as they stand in the file."""
     dataset, known = data.dataset, known_dataset(config.dataset)
-    found = dataset.user_num, dataset.item_num, dataset.time_order.rows
+    found = dataset.user_num, dataset.item_num, int(data.counts["interactions"])
     expected = None if known is None else (known.users, known.items, known.interactions)
+    counts = count_finding(config.dataset, found, expected)
+    if _whole(data) is None:
+        return [counts]  # rows that come ready made hold no times
     rule = tie_rule(Path(config["data_path"]), config.dataset)
-    return [count_finding(config.dataset, found, expected), *order_findings(dataset.time_order, rule)]
+    return [counts, *order_findings(dataset.time_order, rule)]
+
+
+def _whole(data: Data) -> Any:
+    """Whole sequences; ``None`` where rows come ready made."""
+    return getattr(data.dataset, "sequences", None)
 
 
 def leak_findings(config: Config, data: Data) -> list[Finding]:
     """The split."""
-    whole = getattr(data.dataset, "sequences", None)
-    if whole is None:
-        text = (
-            "rows that come ready made (benchmark_filename) are taken as they are: there are no sequences to check by"
-        )
-        return [Finding("split", "histories", Level.NOTE, text)]
-    timeline = Timeline(whole.start.numpy(), whole.items.numpy(), whole.times.numpy())
+    whole = _whole(data)
     parts = {name: rows_of(getattr(data, name)._dataset) for name in ("train", "valid", "test")}
+    if whole is None:
+        return ready_made_findings(parts)
+    timeline = Timeline(whole.start.numpy(), whole.items.numpy(), whole.times.numpy())
     return split_findings(
         timeline,
         parts,
@@ -93,15 +98,16 @@ def list_findings(config: Config, data: Data) -> list[Finding]:
 
 
 def rows_of(part: SequenceDataset) -> Rows:
-    """The rows of a part of the split as arrays."""
+    """The rows of a part of the split as arrays; times are zeros where the rows came ready made."""
     feat, time = part.inter_feat, part.time_field
+    history, times = feat[part.history_field].numpy(), f"{time}{part.config['LIST_SUFFIX']}"
     return Rows(
         user=feat[part.uid_field].numpy(),
-        history=feat[part.history_field].numpy(),
-        history_time=feat[f"{time}{part.config['LIST_SUFFIX']}"].numpy(),
+        history=history,
+        history_time=feat[times].numpy() if times in feat else np.zeros(history.shape),
         length=feat[part.item_list_length_field].numpy(),
         target=feat[part.iid_field].numpy(),
-        time=feat[time].numpy(),
+        time=feat[time].numpy() if time in feat else np.zeros(len(history)),
     )
 
 

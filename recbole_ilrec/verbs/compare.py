@@ -232,6 +232,11 @@ class _World:
             )
         parts = build_data(config)
         self.dataset = parts.dataset
+        if getattr(self.dataset, "sequences", None) is None:
+            raise UserError(
+                f"{dataset} was split by files (benchmark_filename), so nobody's whole history is known: compare takes "
+                "runs on a NAME.inter file."
+            )
         test = parts.test._dataset.inter_feat
         order = {user: row for row, user in enumerate(test[self.dataset.uid_field].tolist())}
         missing = [user for user in users.tolist() if user not in order]
