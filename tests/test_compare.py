@@ -116,6 +116,14 @@ def test_a_run_that_ranks_all_items_is_not_higher_by_places_that_the_others_list
     assert (part.better, part.worse) == (1, 2)
 
 
+def test_the_length_of_a_list_is_what_its_file_says_and_not_its_last_hit(tmp_path):
+    """A lists ten places and hits nobody, B lists all and hits everybody at once."""
+    b = read_user_ranks(write_ranks(tmp_path / "b", range(4), [1, 1, 9, 12], {"list_length": None})).places
+    for about, expected in (({"list_length": 10}, [-1, -1, -1, 0]), ({}, [0, 0, 0, 0])):
+        a = read_user_ranks(write_ranks(tmp_path / "a", range(4), [INF] * 4, about)).places
+        assert higher(a, b).tolist() == expected, "without a word on it, the list ends at its last hit"
+
+
 def test_examples_are_the_users_furthest_apart():
     a, b = np.array([1, 5, INF, 2, 3]), np.array([2, INF, 1, 2, 30])
     assert furthest_apart(a, b, 2) == {"a": [0, 4], "b": [2]}

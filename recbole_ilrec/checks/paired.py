@@ -22,16 +22,18 @@ class Places:
     Attributes:
         before: items before it for certain, inf when it is not listed.
         group: items that share the places from there on, in each order equally likely; 1 for itself alone.
+        length: items of a list, inf when all are ranked; ``None`` when nobody says.
     """
 
     before: Array
     group: Array
+    length: float | None = None
 
     def __len__(self) -> int:
         return len(self.before)
 
     def __getitem__(self, users: Array) -> "Places":
-        return Places(self.before[users], self.group[users])
+        return Places(self.before[users], self.group[users], self.length)
 
     @property
     def rank(self) -> Array:
@@ -172,19 +174,23 @@ def higher(a: Places, b: Places) -> Array:
     """1 for each user whose true item stands higher in run A, -1 where it does in run B, else 0.
 
     Past the end of the shorter list both are unlisted: what a list of 20 does not hold may stand on place 21 or 9,000,
-    and a run that ranks all items is not better by saying which. A list ends at the last place where an item was found.
+    and a run that ranks all items is not better by saying which. A list whose length nobody says ends at the last place
+    where an item was found.
 
     Args:
         a: ``[U]`` places in run A.
         b: ``[U]`` places in run B.
     """
     first, second = a.rank, b.rank
-    end = min(_end(first), _end(second))
+    end = min(_end(a), _end(b))
     first, second = (np.where(rank <= end, rank, np.inf) for rank in (first, second))
     return (first < second).astype(np.int64) - (second < first)
 
 
-def _end(rank: Array) -> float:
+def _end(places: Places) -> float:
+    if places.length is not None:
+        return places.length
+    rank = places.rank
     found = np.isfinite(rank)
     return np.inf if found.all() else float(rank[found].max(initial=0.0))
 

@@ -1,6 +1,7 @@
 """``recbole-ilrec compare A B``: two runs on the same data, user by user."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,14 @@ def read_user_ranks(path: Path) -> "UserRanks":
     before = (places.before if shared else places.ranks(str(policy))[0][:, 0]).double().numpy()
     group = places.group.double().numpy() if shared else np.ones(len(before))
     order = user.argsort().numpy()
-    kept = Places(np.where(before < MISSING, before, np.inf), group)[order]
+    kept = Places(np.where(before < MISSING, before, np.inf), group, _length(about))[order]
     return UserRanks(file.parent.name, user.numpy()[order], kept, about)
+
+
+def _length(about: Mapping[str, Any]) -> float | None:
+    """Items of a run's lists, inf where it ranks all; files of earlier versions do not say it."""
+    length = about.get("list_length")
+    return float(length) if isinstance(length, int) else float("inf") if "list_length" in about else None
 
 
 def _lengths(given: Any) -> list[int]:
