@@ -1,5 +1,6 @@
 """What plans, options and archives are refused, and which way the numbers of a table are read."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from recbole_ilrec.report.runs import LESS_IS_BETTER, Run, results_tables
 from recbole_ilrec.report.table import Cell, Line, Table, latex, marked
 from recbole_ilrec.verbs import experiments
 from recbole_ilrec.verbs.archive import read_archive, write_archive
+from recbole_ilrec.verbs.captions import framed
 from recbole_ilrec.verbs.experiments import Outcome
 from recbole_ilrec.verbs.printed import paper_table
 from recbole_ilrec.verbs.tables import Grid, results_table
@@ -224,3 +226,26 @@ def test_quick_numbers_never_come_out_of_an_archive_as_results(ring, capsys):
     (ring / "old.jsonl").write_text(text.replace('"quick": false, ', ""))
     assert (ring / "old.jsonl").read_text() != text, "of an earlier version"
     assert set(read_archive(ring / "old.jsonl", quick=False)) == {str(run)}
+
+
+def test_a_spoilt_archive_is_refused_by_its_line(ring):
+    (run,) = Grid(narrowed(plan_of("main"), datasets=["ring"], models=["Pop"]), {}).all_runs()
+    write_archive(ring / "a.jsonl", {run: record(test_result={"hit@5": 0.5})}, quick=False)
+    whole = json.loads((ring / "a.jsonl").read_text())
+    lines = {
+        "a second line of a run": [whole, whole],
+        "'result' is missing": [{key: value for key, value in whole.items() if key != "result"}],
+        "'evaluation' is missing or has no 'code'": [{**whole, "evaluation": {}}],
+        "'places' is garbled": [{**whole, "places": {"user": "0" * 20}}],
+    }
+    for told, records in lines.items():
+        (ring / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+        with pytest.raises(UserError, match=f"a.jsonl:{len(records)}: {told}"):
+            read_archive(ring / "a.jsonl", quick=False)
+
+
+def test_numbers_of_other_data_are_named_in_the_caption():
+    plan = plan_of("main")
+    records = [{"dataset": "ring", "evaluation": {"code": "c", "data": key}} for key in "ab"]
+    assert "Not comparable within ring: 2 versions of its data" in framed(plan, records, [], False, {})
+    assert "Not comparable" not in framed(plan, records[:1], [], False, {})

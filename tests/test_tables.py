@@ -121,7 +121,7 @@ def test_users_are_the_sample_and_seeds_are_averaged_first():
     ours = other + rng.normal(0.05, 0.1, (3, 50))
     differences = (ours - other).mean(0)
     assert paired_p(ours, other) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
-    assert paired_p(ours, ours) == 1.0
+    assert paired_p(ours, ours) == 1.0 == paired_p(ours, ours + 1e-15), "the order of a sum is no difference"
     assert paired_p(np.ones((1, 4)), np.zeros((1, 4))) == 0.0
     assert paired_p(np.ones((3, 1)), np.zeros((3, 1))) == 1.0, "one user says nothing of others"
 

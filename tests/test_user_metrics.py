@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.verbs.user_metrics import by_user, unrounded
@@ -42,6 +43,13 @@ def test_a_result_that_is_not_the_mean_of_the_places_stays(record):
     """The two best items have one score: torch.topk put the true one first, by the places each order counts half."""
     tied = record([1], [0], group=2, policy="torch.topk", **{"hit@1": 1.0, "ndcg@1": 1.0})
     assert unrounded("hit@1", tied) == 1.0
+
+
+def test_a_number_that_was_changed_by_hand_is_refused(record):
+    """A hit in three: .3333, and .33 where the run was asked for two digits."""
+    with pytest.raises(UserError, match=r"hit@5 is 0.4333 in its record and 0.3333 by the places"):
+        unrounded("hit@5", record(range(3), [0, None, None], **{"hit@5": 0.4333, "ndcg@5": 0.3333}))
+    assert unrounded("hit@5", record(range(3), [0, None, None], **{"hit@5": 0.33, "ndcg@5": 0.33})) == 0.33
 
 
 def test_users_are_the_same_in_any_order_and_their_rows_are_averaged(record):

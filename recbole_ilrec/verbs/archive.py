@@ -29,6 +29,8 @@ KEPT = (
     "finished",
 )  # fmt: skip
 """Keys of a record that an archive keeps; the others repeat the plan's settings at length or name folders."""
+_NEEDED = {"result": ("test_result",), "evaluation": ("code", "collisions", "history_masked")}
+"""Parts of a record without which there is no table."""
 _RUN, _QUICK, _PLACES, _USER = "run", "quick", "places", "user"
 
 
@@ -62,7 +64,8 @@ def read_archive(path: Path, *, quick: bool) -> dict[str, Outcome]:
         quick: whether numbers made with ``--quick`` are asked for.
 
     Raises:
-        UserError: no such file, a line that is no run, or numbers of the other kind.
+        UserError: no such file, a line that is no run or lacks a part of it, a second line of a run, or numbers of the
+            other kind.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -80,8 +83,27 @@ def read_archive(path: Path, *, quick: bool) -> dict[str, Outcome]:
         if was_quick != quick:
             how = "with --quick: give --quick here too" if was_quick else "without --quick: leave --quick out"
             raise UserError(f"{path}:{number}: these numbers were made {how}.")
+        if run in outcomes:
+            raise UserError(f"{path}:{number}: a second line of a run, '{run}': take out the one that is not meant.")
+        if (fault := _fault(record)) is not None:
+            raise UserError(f"{path}:{number}: {fault}: write it anew, table NAME --archive=FILE.")
         outcomes[run] = Outcome(record)
     return outcomes
+
+
+def _fault(record: Mapping[str, Any]) -> str | None:
+    """What a table would miss in a line of an archive."""
+    for part, keys in _NEEDED.items():
+        held = record.get(part)
+        missing = [key for key in keys if not isinstance(held, dict) or key not in held]
+        if missing:
+            return f"'{part}' is missing or has no '{missing[0]}'"
+    try:
+        found = places_in_test(record)
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError):
+        return f"'{_PLACES}' is garbled"
+    lengths = set() if found is None else {len(column) for column in _columns(*found).values()}
+    return f"the columns of '{_PLACES}' are not equally long" if len(lengths) > 1 else None
 
 
 def places_in_test(record: Mapping[str, Any]) -> tuple[Tensor, TargetPlaces] | None:

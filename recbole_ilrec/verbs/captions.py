@@ -91,5 +91,14 @@ def framed(
     changed = ", ".join(f"{key}={value}" for key, value in given.items())
     codes = {record["evaluation"]["code"] for record in records}
     versions = [f"The numbers were made by {len(codes)} versions of the code."] if len(codes) > 1 else []
+    data: dict[str, set[str]] = {}
+    for record in records:
+        if record["evaluation"].get("data"):
+            data.setdefault(str(record.get("dataset")), set()).add(record["evaluation"]["data"])
+    versions += [
+        f"Not comparable within {name}: {len(keys)} versions of its data (files, filters or split)."
+        for name, keys in data.items()
+        if len(keys) > 1
+    ]
     title = f"{plan.title}, with {changed}." if changed else f"{plan.title}."
     return " ".join([*([QUICK] if quick else []), title, *said, *versions])
