@@ -359,6 +359,19 @@ def test_parts_of_other_lists_are_not_taken_and_two_processes_do_not_make_one_fi
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_a_full_disk_is_one_line_and_leaves_no_temporaries(tmp_path, monkeypatch):
+    def full(_, file):
+        file.write_bytes(b"half")
+        raise polars.exceptions.ComputeError("No space left on device (os error 28)\nmore")
+
+    monkeypatch.setattr(polars.DataFrame, "write_parquet", full)
+    with pytest.raises(
+        UserError, match=r"out=.*lists.csv cannot be written \(No space left on device \(os error 28\)\)"
+    ):
+        lists_file.write_lists(tmp_path / "lists.csv", ["u"], {}, lambda *_: [[Recommended("i", "t", 1.0)]])
+    assert not [*tmp_path.iterdir()]
+
+
 def test_lists_of_runs_that_differ_in_anything_that_decides_them_are_not_mixed(world, monkeypatch):
     one, same = (Recommender.load(newest(world[0], "LCRec")) for _ in range(2))
     assert one.identity() == same.identity() != Recommender.load(newest(world[0], "SASRec")).identity()

@@ -123,7 +123,10 @@ def _learned(
 def _note_costs(config: Any, dataset: Any, path: Path, costs: Path) -> None:
     """Count for this run what learning its identifiers took another one; older versions did not keep it."""
     if costs.is_file():
-        note_earlier(json.loads(costs.read_text(encoding="utf-8")), of=path)
+        try:
+            note_earlier(json.loads(costs.read_text(encoding="utf-8")), of=path)
+        except (ValueError, TypeError, AttributeError):
+            logger.warning("%s is garbled: what learning the identifiers cost is not counted", costs)
     if config.settings.index.embedding == "cf":
         note_cost(config, dataset)
 

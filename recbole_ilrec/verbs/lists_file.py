@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import held
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def write_lists(path: Path, names: Sequence[str], what: Mapping[str, Any], make:
         the number of places.
 
     Raises:
-        UserError: another process makes the same file.
+        UserError: another process makes the same file, or the disk is full.
     """
+    from polars.exceptions import PolarsError
+
     key = hashlib.sha256(json.dumps([PART, what, list(names)], sort_keys=True, default=str).encode()).hexdigest()[:16]
     # One folder for all that was ever begun for this file: who holds it is alone, and takes all of it away in the end.
     parts = path.with_name(f".{path.name}.parts")
@@ -47,10 +50,20 @@ def write_lists(path: Path, names: Sequence[str], what: Mapping[str, Any], make:
     with held(parts):
         try:
             count = _join(path, _made(parts / key, names, make), parts)
-        except BaseException:
+        except BaseException as error:
+            for torn in (*parts.glob("whole.*"), *(parts / key).glob("*.tmp")):
+                torn.unlink(missing_ok=True)
             with suppress(OSError):
                 (parts / key).rmdir()  # only when no part is in it
                 parts.rmdir()
+            if isinstance(error, OSError | PolarsError):  # polars reports a full disk in its own way
+                why = str(error).splitlines()[0]
+                raise UserError(
+                    f"out={path} cannot be written ({why}): make room or choose another path; what is done of it is "
+                    f"kept in {parts} for the next call."
+                    if parts.is_dir()
+                    else f"out={path} cannot be written ({why}): make room or choose another path."
+                ) from None
             raise
         shutil.rmtree(parts, ignore_errors=True)
     return count
