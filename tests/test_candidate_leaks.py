@@ -35,7 +35,7 @@ def test_an_item_that_is_only_ever_in_histories_is_no_unseen_one():
 
 def test_fair_lists_give_nothing_away():
     findings = found(*fair())
-    assert len(findings) == 10 and not needing_attention(list(findings.values()))
+    assert len(findings) == 11 and not needing_attention(list(findings.values()))
     assert findings["popularity"].numbers["rate"] == pytest.approx(1 / SIZE, abs=0.03)
 
 
@@ -92,7 +92,31 @@ def test_a_lone_unseen_or_seen_target_is_found():
 def test_a_history_that_only_the_target_can_be_in_is_found():
     _, targets, lists = fair()
     finding = found([np.array([target]) for target in targets], targets, lists)["history"]
-    assert finding.level is Level.ATTENTION and finding.numbers == {"rows": ROWS, "seen": ROWS}
+    assert finding.level is Level.ATTENTION and finding.numbers == {"rows": ROWS, "seen": ROWS, "only_new": 0}
+
+
+def test_others_that_are_all_from_the_history_are_found():
+    _, targets, lists = fair()
+    histories = [row[row != target] for row, target in zip(lists, targets, strict=True)]
+    finding = found(histories, targets, lists)["history"]
+    assert finding.level is Level.ATTENTION and finding.numbers["only_new"] == ROWS
+
+
+def test_places_that_go_round_and_others_that_are_sorted_are_found():
+    histories, targets, lists = fair()
+    rest = [row[row != target] for row, target in zip(lists, targets, strict=True)]
+    for shift in (0, 3):
+        turn = [
+            np.insert(row, (n + shift) % SIZE, target)
+            for n, (row, target) in enumerate(zip(rest, targets, strict=True))
+        ]
+        position = found(histories, targets, turn)["position"]
+        assert position.level is Level.ATTENTION
+        assert "more even than chance" in position.text and "goes on by one" in position.text
+    chance = np.random.default_rng(0)
+    placed = [np.insert(np.sort(row), chance.integers(SIZE), target) for row, target in zip(rest, targets, strict=True)]
+    assert found(histories, targets, placed)["order"].level is Level.ATTENTION
+    assert found(histories, targets, [np.sort(row) for row in lists])["order"].level is Level.OK, "sorted as a whole"
 
 
 def test_lists_that_are_seeded_by_their_true_item_are_found():

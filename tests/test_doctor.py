@@ -44,7 +44,7 @@ def order_of(*rows):
 def test_ties_are_counted_within_a_user_only():
     order = order_of((0, 1, 5), (1, 2, 5), (0, 3, 6), (1, 4, 7))
     assert order.tied_rows == 0 and order.held_out_by_rule == 0
-    assert [f.level for f in order_findings(order, None)] == [Level.OK] * 3
+    assert [f.level for f in order_findings(order, None)] == [Level.OK] * 3 + [Level.NOTE], "no dates, but a clock"
 
 
 def test_a_tie_matters_where_it_decides_a_held_out_item():
@@ -77,7 +77,28 @@ def test_places_in_a_sequence_are_no_times():
     order = order_of((0, 7, 1), (0, 5, 0), (1, 7, 0))
     assert order.positions
     assert "order of the raw file" in order_findings(order, "order of the raw file")[0].text
-    assert not order_of((0, 7, 1), (0, 5, 2)).positions
+    assert not order_of((0, 7, 1), (0, 5, 3)).positions
+    assert order_of((0, 7, 1), (0, 5, 2), (1, 7, 1)).positions, "counted from 1"
+
+
+@pytest.mark.parametrize(("odd", "of_another_unit"), [(5e8, 0), (9e9, 0), (0, 0), (9e11, 1)])
+def test_times_that_are_no_dates_or_of_another_unit_are_found(odd, of_another_unit):
+    dates = [(0, 1, 880_000_000), (0, 2, 880_000_100), (1, 1, 890_000_000)]
+    for unit in (1, 1e6):  # seconds, microseconds
+        rows = [(user, item, time * unit) for user, item, time in [*dates, (1, 2, odd)]]
+        sound = by_name(order_findings(order_of(*rows[:3]), None))["data", "dates"]
+        finding = by_name(order_findings(order_of(*rows), None))["data", "dates"]
+        assert sound.level is Level.OK and finding.level is Level.ATTENTION
+        assert finding.numbers == {"outside": 1, "other_unit": of_another_unit}
+
+
+def test_a_test_part_that_repeats_the_last_item_is_found():
+    cases = [(user, [(1, 0), (2 + user % 2, 1)], (2, 2)) for user in range(1, 6)]
+    parts = dict.fromkeys(("train", "valid"), rows((1, [(1, 0)], (9, 1)))) | {"test": rows(*cases)}
+    line = timeline_of(*([(1, 0), (2 + user % 2, 1), (2, 2)] for user in range(1, 6)))
+    for some, level in ((parts["test"], Level.OK), (rows(*cases[1:], cases[3]), Level.ATTENTION)):
+        found = by_name(split_findings(line, {**parts, "test": some}, positions=True, exclude_history=False))
+        assert found["split", "last item again"].level is level
 
 
 def test_counts_are_compared_with_table_3():
@@ -392,13 +413,19 @@ def test_a_reward_model_is_looked_at_wherever_it_is_asked(world, model, settings
     assert (("split", "reward model") in findings) == asked
 
 
-def test_identifiers_learned_from_clicks_are_those_of_their_reward_model(world):
+def test_identifiers_learned_from_clicks_are_those_of_their_reward_model(world, caplog):
     (world / "dataset/ring/ring.index.json").unlink()
     learned = {**QUICK, "index.embedding": "cf", "index.codebook_size": 4, "index.epochs": 1, "index.levels": 2}
     for model in ("SASRec", "GRU4Rec", "SASRec"):
         config = Config("LCRec", "ring", None, {**learned, "reward_model": model, "reward.config": {"epochs": 1}})
         item_identifiers(config, build_data(config).train._dataset)
     assert len(list((world / "saved/cache").glob("ring-*.index.json"))) == 2
+    for text in ("", '{"wall_seconds": 1'):
+        for costs in (world / "saved/cache").glob("ring-*.index.costs.json"):
+            costs.write_text(text)
+        caplog.clear()
+        item_identifiers(config, build_data(config).train._dataset)
+        assert "costs.json is garbled" in caplog.text, "and no more than that: the identifiers are whole"
 
 
 def test_rows_and_sequences_that_were_tampered_with_are_found(world):
@@ -416,4 +443,4 @@ def test_rows_and_sequences_that_were_tampered_with_are_found(world):
     data.train._dataset.inter_feat["timestamp"][0] = 1e9  # now a training row is later than the test row
     assert levels() == [Level.ATTENTION, Level.ATTENTION]
     del data.dataset.sequences
-    assert [finding.level for finding in leak_findings(config, data)] == [Level.NOTE]
+    assert levels() == [Level.NOTE, Level.OK], "as of rows that come ready made"

@@ -4,6 +4,7 @@ A candidate list is one true item among items drawn for it. Whoever can find the
 needs no recommender, so each check is a guess that reads no history's order, and says how often it is right.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -54,6 +55,7 @@ def candidate_findings(
         _alone("unseen", "in no training row", targets, candidates, [~trained] * len(targets)),
         _alone("seen", "in a training row", targets, candidates, [trained] * len(targets)),
         _in_history(histories, targets, candidates),
+        _sorted(targets, candidates),
         _seeding(targets, candidates),
     ]
 
@@ -78,7 +80,7 @@ def _malformed(targets: Array, candidates: Sequence[Array]) -> Finding:
 
 
 def _position(targets: Array, candidates: Sequence[Array]) -> Finding:
-    """Chi-square test of the true item's places against every place being as likely."""
+    """Chi-square test of the true item's places against every place being as likely, or by the number of the row."""
     place = np.array([int(np.argmax(row == target)) for row, target in zip(candidates, targets, strict=True)])
     size = np.array([len(row) for row in candidates])
     found = np.bincount(place, minlength=size.max())
@@ -90,10 +92,16 @@ def _position(targets: Array, candidates: Sequence[Array]) -> Finding:
     best = int(np.argmax(found / expected))
     text = f"chi-square over {len(found)} places: {statistic:.1f}, p = {p:.2g}; place {best + 1} has the true item most"
     text += f" often, in {of(int(found[best]), len(targets))} lists"
-    level = Level.ATTENTION if p < SIGNIFICANT else Level.OK
-    return _finding(
-        "position", level, f"{text}: shuffle each list" if level else text, statistic=float(statistic), p=float(p)
-    )
+    steps = np.bincount((place - np.arange(len(place))) % size)  # as many of each, unless the places go round
+    by_row = stats.binomtest(int(steps.max()), len(place), 1 / size.min(), alternative="greater").pvalue * len(steps)
+    level = Level.ATTENTION if p < SIGNIFICANT or p > 1 - SIGNIFICANT or by_row < SIGNIFICANT else Level.OK
+    if p > 1 - SIGNIFICANT:
+        text += ", more even than chance makes it"
+    if by_row < SIGNIFICANT:
+        text += f"; it goes on by one from list to list in {of(int(steps.max()), len(place))}"
+    if level is Level.ATTENTION:
+        text += ": shuffle each list"
+    return _finding("position", level, text, statistic=float(statistic), p=float(p))
 
 
 def _guess(
@@ -129,17 +137,33 @@ def _alone(name: str, kind: str, targets: Array, candidates: Sequence[Array], ma
 
 
 def _in_history(histories: Sequence[Array], targets: Array, candidates: Sequence[Array]) -> Finding:
-    alone = seen = 0
+    alone = seen = only_new = 0
     for history, target, row in zip(histories, targets, candidates, strict=True):
         inside = np.isin(row, history)
         seen += bool(inside.any())
         alone += int(inside.sum()) == 1 and target in history
+        only_new += len(row) > 1 and int(inside.sum()) == len(row) - 1 and target not in history
     text = (
         f"{of(seen, len(targets))} lists hold an item of the history; in {of(alone, len(targets))} that is the true "
         "item alone"
     )
-    level = Level.ATTENTION if alone >= TELLING * len(targets) else Level.NOTE if alone else Level.OK
-    return _finding("history", level, text, rows=alone, seen=seen)
+    if only_new:
+        text += f"; in {of(only_new, len(targets))} all but the true item are from the history"
+    most = max(alone, only_new)
+    level = Level.ATTENTION if most >= TELLING * len(targets) else Level.NOTE if most else Level.OK
+    return _finding("history", level, text, rows=alone, seen=seen, only_new=only_new)
+
+
+def _sorted(targets: Array, candidates: Sequence[Array]) -> Finding:
+    """Lists in which the other candidates are sorted by id and the true item stands anywhere among them."""
+    told, chance = 0, 0.0
+    for row, target in zip(candidates, targets, strict=True):
+        others = row[row != target]
+        told += bool((np.diff(others) > 0).all() and not (np.diff(row) > 0).all())
+        chance += (1 - 1 / len(row)) / math.factorial(len(others))
+    text = f"in {of(told, len(targets))} lists the other candidates are sorted by id and the true item is out of order"
+    level = Level.ATTENTION if told >= TELLING * len(targets) + chance else Level.OK
+    return _finding("order", level, f"{text}: shuffle each list" if level is Level.ATTENTION else text, rows=told)
 
 
 def _seeding(targets: Array, candidates: Sequence[Array]) -> Finding:

@@ -1,5 +1,6 @@
 """Checks of the interactions as they stand in the file: counts, order of equal times, rows that stand twice."""
 
+import time as clock
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -8,6 +9,13 @@ import numpy as np
 from recbole_ilrec.checks.finding import Finding, Level, of, some_or_note
 
 Array = np.ndarray
+
+_EARLIEST, _DAY = 631_152_000, 86_400
+"""The first second of 1990, and seconds of a day."""
+_UNITS = (1, 10**3, 10**6, 10**9)
+"""Parts of a second in which times are counted."""
+_FAR = 30
+"""Times so often today's are of a finer unit."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,10 @@ class TimeOrder:
         held_out_by_rule: users whose last or last but one item is only decided by the rule for equal times.
         same_rows: further copies of a row with equal user, item and time.
         repeats: further rows of a (user, item) pair at other times.
-        positions: the times of every user are 0, 1, 2, ...: places in a sequence, not times.
+        positions: the times of every user are 0, 1, 2, ..., or counted from another number, the same for all: places
+            in a sequence, not times.
+        outside: times before 1990 or after tomorrow, in the unit (seconds, milliseconds, ...) of most of them.
+        other_unit: those among them that would be within it by a factor of 1,000 or more.
     """
 
     rows: int
@@ -33,6 +44,8 @@ class TimeOrder:
     same_rows: int
     repeats: int
     positions: bool
+    outside: int = 0
+    other_unit: int = 0
 
 
 def time_order(users: Array, items: Array, times: Array) -> TimeOrder:
@@ -63,8 +76,21 @@ def time_order(users: Array, items: Array, times: Array) -> TimeOrder:
         held_out_by_rule=int((before[last] | earlier).sum()),
         same_rows=same,
         repeats=len(user) - pairs - same,
-        positions=bool((time == place).all()),
+        positions=bool((time - place == time[:1]).all()),
+        **_unusual(time),
     )
+
+
+def _unusual(times: Array) -> dict[str, int]:
+    """How many times are no date of the data's days, and how many would be one in another unit."""
+    low, high = _EARLIEST, clock.time() + _DAY
+    middle = float(np.median(times)) if len(times) else 0.0
+    unit = next((unit for unit in _UNITS if middle < high * unit * _FAR), _UNITS[-1])
+    outside = times[(times < low * unit) | (times > high * unit)]
+    other = np.zeros(len(outside), dtype=bool)
+    for each in _UNITS:
+        other |= (outside >= low * each) & (outside <= high * each)
+    return {"outside": len(outside), "other_unit": int(other.sum())}
 
 
 def count_finding(name: str, found: Sequence[int], expected: Sequence[int] | None) -> Finding:
@@ -87,7 +113,20 @@ def order_findings(order: TimeOrder, tie_rule: str | None) -> list[Finding]:
         order: from :func:`time_order`.
         tie_rule: how ``prepare`` ordered equal times, where it wrote the files.
     """
-    return [_tie_finding(order, tie_rule), _copy_finding(order), _repeat_finding(order)]
+    return [_tie_finding(order, tie_rule), _copy_finding(order), _repeat_finding(order), _date_finding(order)]
+
+
+def _date_finding(order: TimeOrder) -> Finding:
+    numbers = {"outside": order.outside, "other_unit": order.other_unit}
+    if order.positions or not order.outside:
+        text = "times are places in a sequence" if order.positions else "every time is between 1990 and tomorrow"
+        return Finding("data", "dates", Level.OK, text, numbers)
+    text = f"{of(order.outside, order.rows)} times are before 1990 or after tomorrow"
+    if order.other_unit:
+        text += f", {order.other_unit:,} of them for being in another unit (seconds, milliseconds) than most"
+    if order.outside == order.rows:
+        return Finding("data", "dates", Level.NOTE, f"{text}: a clock of the data's own, or no times", numbers)
+    return Finding("data", "dates", Level.ATTENTION, f"{text}: they order and split wrongly, mend them", numbers)
 
 
 def _tie_finding(order: TimeOrder, tie_rule: str | None) -> Finding:

@@ -13,6 +13,9 @@ from recbole_ilrec.checks.finding import Finding, Level, of
 
 Array = np.ndarray
 
+GUESSED = 0.5
+"""Share of test rows that a guess without a model gets right above which the split is no test any more."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -131,7 +134,7 @@ def split_findings(
     train, test = parts["train"], parts["test"]
     findings = [_history_finding(timeline, parts), _training_finding(parts)]
     findings += [_repeat_finding(timeline, test, exclude_history), _unseen_finding(train, test)]
-    findings.append(_window_finding(timeline, test))
+    findings += [_again_finding(test), _window_finding(timeline, test)]
     across = timeline.across_users and not positions
     if not across:
         text = "cannot be seen: the times do not order the interactions of different users"
@@ -161,7 +164,7 @@ def ready_made_findings(parts: Mapping[str, Rows]) -> list[Finding]:
     if level is Level.ATTENTION:
         text += ": take them out of its file"
     findings.append(Finding("split", "held-out rows", level, text, counts))
-    return [*findings, _unseen_finding(parts["train"], parts["test"])]
+    return [*findings, _unseen_finding(parts["train"], parts["test"]), _again_finding(parts["test"])]
 
 
 def _keys(rows: Rows) -> list[tuple[int, bytes, int]]:
@@ -206,6 +209,16 @@ def _unseen_finding(train: Rows, test: Rows) -> Finding:
     text = f"{of(unseen, len(test))} test items occur in no training row"
     level = Level.NOTE if unseen else Level.OK
     return Finding("split", "unseen targets", level, text, {"rows": unseen, "share": unseen / max(len(test), 1)})
+
+
+def _again_finding(test: Rows) -> Finding:
+    last = test.history[np.arange(len(test)), np.maximum(test.length - 1, 0)]
+    again = int(((last == test.target) & (test.length > 0)).sum())
+    text = f"{of(again, len(test))} test items are the last item of the history once more"
+    level = Level.ATTENTION if again > GUESSED * len(test) else Level.OK
+    if level is Level.ATTENTION:
+        text += ": who repeats it is right most often; drop repeats that follow each other"
+    return Finding("split", "last item again", level, text, {"rows": again})
 
 
 def _window_finding(timeline: Timeline, test: Rows) -> Finding:

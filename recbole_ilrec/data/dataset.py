@@ -99,7 +99,9 @@ class SequenceDataset(SequentialDataset):
 
     def _benchmark_presets(self) -> None:
         cut_histories(self)
-        super()._benchmark_presets()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            super()._benchmark_presets()
 
     def _remove_duplication(self) -> None:
         if self.config["rm_dup_inter"] is not None:  # RecBole's sort leaves the order of equal times to chance
