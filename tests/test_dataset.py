@@ -220,7 +220,7 @@ def test_places_in_a_sequence_are_no_times_to_cut_all_users_at(tmp_path, monkeyp
     config = config_for(tmp_path, eval_args={"order": "TO", "mode": "full", **split})
     with pytest.raises(UserError, match="cuts all users at one moment, and the times are places"):
         build_data(config)
-    write_rows(tmp_path, [f"{user}\ti{t}\t{100 + t}" for user, own in times.items() for t in own])
+    write_rows(tmp_path, [f"{user}\ti{t}\t{100 + 2 * t}" for user, own in times.items() for t in own])
     SequenceDataset(config)
     monkeypatch.setattr("recbole_ilrec.data.interaction_file._EXACT_IN_FLOAT32", 10)
     with pytest.raises(UserError, match="11 interactions are ordered for each user alone"):
