@@ -14,10 +14,11 @@ from recbole_ilrec import cli
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces
 from recbole_ilrec.evaluation.user_ranks import ranks_file, write_ranks
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.report.accounts import costs_table
 from recbole_ilrec.report.curves import layer_series, run_picture
 from recbole_ilrec.report.markup import Markup, table_element, tag
 from recbole_ilrec.report.page import Content, is_page, page
-from recbole_ilrec.report.runs import Run, conditions, costs_table, deciding, results_tables
+from recbole_ilrec.report.runs import Run, conditions, deciding, results_tables
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.runtime.history import HISTORY, read_history, write_history
 from recbole_ilrec.verbs import experiments

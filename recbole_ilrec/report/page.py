@@ -12,20 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.accounts import costs_table, datasets_table, policies_table, stages_table
 from recbole_ilrec.report.curves import run_picture
 from recbole_ilrec.report.figure import Picture, svg
 from recbole_ilrec.report.markup import Markup, facts, table_element, tag
 from recbole_ilrec.report.page_style import SCRIPT, STYLE
-from recbole_ilrec.report.runs import (
-    Run,
-    conditions,
-    costs_table,
-    datasets_table,
-    list_of_runs,
-    policies_table,
-    results_tables,
-    stages_table,
-)
+from recbole_ilrec.report.runs import Run, conditions, list_of_runs, results_tables
 from recbole_ilrec.report.table import Table
 
 GENERATOR = "recbole_ilrec report"

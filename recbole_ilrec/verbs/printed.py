@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from recbole_ilrec.report.accounts import COUNTS
 from recbole_ilrec.report.plan import Plan
-from recbole_ilrec.report.runs import COUNTS
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.verbs.tables import digits_of, head, smaller_is_better
 

@@ -11,15 +11,10 @@ from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.recbole_values import metric_names
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.report.accounts import COUNTS, counts_line
 from recbole_ilrec.report.costs import epochs_of, gigabytes, total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
-from recbole_ilrec.report.runs import (
-    COUNTS,
-    counts_line,
-    in_order,
-    less_is_better,
-    metric_label,
-)
+from recbole_ilrec.report.runs import in_order, less_is_better, metric_label
 from recbole_ilrec.report.statistics import ALPHA, holm, mean_and_deviation, paired_p
 from recbole_ilrec.report.table import Cell, Line, Table, marked
 from recbole_ilrec.verbs.captions import caption
