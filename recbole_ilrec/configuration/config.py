@@ -19,20 +19,23 @@ from recbole.utils import InputType
 
 from recbole_ilrec.configuration.contradictions import check_beta, check_layers, check_objective, check_paradigm
 from recbole_ilrec.configuration.lookup import find_model, keys_read_by, known_keys, preset_name, refuse_unknown
-from recbole_ilrec.configuration.presets import Loader, nested, preset, preset_names, properties_folder, read_yaml
+from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
 from recbole_ilrec.configuration.run_keys import RunKeys
-from recbole_ilrec.configuration.selection import (
-    check_evaluation,
-    check_files,
-    check_selection,
-    needed_columns,
-    set_alias,
-)
+from recbole_ilrec.configuration.selection import check_evaluation, check_files, check_selection, set_columns
 from recbole_ilrec.errors import UserError, did_you_mean
 from recbole_ilrec.runtime.device import choose_device
 from recbole_ilrec.runtime.terminal import shows_bars
-from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings, build_settings, flat_sections, in_parts, laid_over
+from recbole_ilrec.settings import (
+    FLAT_KEYS,
+    SECTIONS,
+    Settings,
+    build_settings,
+    flat_sections,
+    in_parts,
+    laid_over,
+    nested,
+)
 
 GIVEN = "config_dict or command line"
 DERIVED = "derived from other settings"
@@ -225,10 +228,8 @@ class Config(RecBoleConfig):
         """Defaults that depend on other settings."""
         final, read = self.final_config_dict, keys_read_by(self.model_class)
         final["eval_args"] = dict(final["eval_args"]) if isinstance(final["eval_args"], dict) else final["eval_args"]
-        if self._is_default("load_col") and "selected_features" not in read:
-            final["load_col"] = {"inter": needed_columns(final)}
-            self.origin["load_col"] = DERIVED
-        self.origin |= dict.fromkeys(set_alias(final), DERIVED)
+        chosen = set_columns(final, needed_only=self._is_default("load_col") and "selected_features" not in read)
+        self.origin |= dict.fromkeys(chosen, DERIVED)
         input_type = getattr(self.model_class, "input_type", None)
         if input_type is None:
             final.setdefault("loss_type", "CE")

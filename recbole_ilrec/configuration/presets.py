@@ -4,7 +4,7 @@ Knows files, YAML and where ``properties/`` is; never what a key means.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,6 @@ def properties_folder() -> Path:
 def preset(kind: str, name: str) -> Path:
     """Path of ``properties/KIND/NAME.yaml``, which need not exist."""
     return properties_folder() / kind / f"{name}.yaml"
-
-
-def nested(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer in which ``objective_options.gamma: 2`` is ``objective_options: {gamma: 2}``; nobody lists its names."""
-    key = "objective_options"
-    dotted = {name.removeprefix(f"{key}."): value for name, value in layer.items() if name.startswith(f"{key}.")}
-    if not dotted or not isinstance(layer.get(key, {}), Mapping):
-        return dict(layer)
-    rest = {name: value for name, value in layer.items() if not name.startswith(f"{key}.")}
-    return {**rest, key: {**rest.get(key, {}), **dotted}}
 
 
 def preset_names(kind: str) -> Iterator[str]:

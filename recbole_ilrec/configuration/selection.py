@@ -76,19 +76,29 @@ def check_evaluation(final: Mapping[str, Any], settings: Settings) -> None:
         )
 
 
-def needed_columns(final: Mapping[str, Any]) -> list[str]:
-    """Columns of interactions that are read by default: parts that come ready made hold histories instead of times."""
+def set_columns(final: dict[str, Any], *, needed_only: bool) -> list[str]:
+    """Set which columns are read and how their items are numbered; returns the settings that were changed.
+
+    Args:
+        final: all settings.
+        needed_only: read no more of the interactions than every model needs.
+    """
+    changed = []
+    if needed_only:
+        final["load_col"] = {"inter": _needed(final)}
+        changed.append("load_col")
+    given = final.get("alias_of_item_id") or []
+    if final.get("benchmark_filename") and _histories(final) not in given:
+        # RecBole would number the items of ready-made histories anew, apart from the targets.
+        final["alias_of_item_id"] = [*([given] if isinstance(given, str) else given), _histories(final)]
+        changed.append("alias_of_item_id")
+    return changed
+
+
+def _needed(final: Mapping[str, Any]) -> list[str]:
+    """Columns of interactions: parts that come ready made hold histories instead of times."""
     user, item = final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]
     return [user, item, _histories(final) if final.get("benchmark_filename") else final["TIME_FIELD"]]
-
-
-def set_alias(final: dict[str, Any]) -> list[str]:
-    """Number the items of ready-made histories as those of targets, for RecBole does not; the settings changed."""
-    key, given = "alias_of_item_id", final.get("alias_of_item_id") or []
-    if not final.get("benchmark_filename") or _histories(final) in given:
-        return []
-    final[key] = [*([given] if isinstance(given, str) else given), _histories(final)]
-    return [key]
 
 
 def _histories(final: Mapping[str, Any]) -> str:
@@ -97,7 +107,7 @@ def _histories(final: Mapping[str, Any]) -> str:
 
 def _check_columns(path: Path, final: Mapping[str, Any]) -> None:
     """What each ready-made part has to hold, and what is read of it."""
-    kinds = dict(zip(needed_columns(final), ("token", "token", "token_seq"), strict=True))
+    kinds = dict(zip(_needed(final), ("token", "token", "token_seq"), strict=True))
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         header = stream.readline().rstrip("\r\n").split(final["field_separator"])
     wanted = [f"{name}:{kind}" for name, kind in kinds.items()]

@@ -158,3 +158,13 @@ def in_parts(key: str, before: Any, value: Any) -> Any:
     """A value laid over the one before it: ``eval_args`` and ``objective_options`` may be given in part."""
     parts = key in ("eval_args", "objective_options") and isinstance(before, Mapping) and isinstance(value, Mapping)
     return {**before, **value} if parts else value
+
+
+def nested(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer in which ``objective_options.gamma: 2`` is ``objective_options: {gamma: 2}``; nobody lists its names."""
+    key = "objective_options"
+    dotted = {name.removeprefix(f"{key}."): value for name, value in layer.items() if name.startswith(f"{key}.")}
+    if not dotted or not isinstance(layer.get(key, {}), Mapping):
+        return dict(layer)
+    rest = {name: value for name, value in layer.items() if not name.startswith(f"{key}.")}
+    return {**rest, key: {**rest.get(key, {}), **dotted}}

@@ -56,7 +56,7 @@ def write_lists(path: Path, names: Sequence[str], what: Mapping[str, Any], make:
             with suppress(OSError):
                 (parts / key).rmdir()  # only when no part is in it
                 parts.rmdir()
-            if isinstance(error, OSError | PolarsError):  # polars reports a full disk in its own way
+            if isinstance(error, PolarsError):  # so polars reports a full disk; nothing else here calls it
                 why = str(error).splitlines()[0]
                 raise UserError(
                     f"out={path} cannot be written ({why}): make room or choose another path; what is done of it is "
