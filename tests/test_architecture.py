@@ -293,7 +293,7 @@ def anchors(page):
 def test_every_page_is_in_the_index():
     pages = {page.name for page in (PROJECT / "docs").glob("*.md")} - {"README.md"}
     index = (PROJECT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert pages == set(re.findall(r"^\| \[(\w+\.md)\]\(\1\)", index, re.MULTILINE))
+    assert pages == set(re.findall(r"^\| \[([\w-]+\.md)\]\(\1\)", index, re.MULTILINE))
 
 
 def test_files_named_in_the_documentation_exist():

@@ -109,28 +109,33 @@ def test_what_cannot_be_compared_is_one_line(ring, capsys, argv, says):
 # ---- the study
 
 
+STUDY = sorted((ROOT / "docs").glob("study*.md"))
+
+
 def commands():
-    """Every command of docs/study.md that makes a table again, as arguments."""
-    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    """Every command of the study's pages that makes a table again, as arguments."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in STUDY).replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in re.findall(r"^(recbole-ilrec table .*--from_archive.*)$", text, re.M)]
 
 
 def marked_parts(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return dict(re.findall(r"<!-- ([\w-]+):begin -->\n(.*?)\n<!-- \1:end -->", text, re.S))
+    return dict(re.findall(r"<!-- ([\w-]+):begin -->\n(.*?)\n<!-- \1:end -->", page.read_text(encoding="utf-8"), re.S))
 
 
 def test_the_tables_of_the_study_come_again_from_their_archives(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
-    page = tmp_path / "docs" / "study.md"
-    page.write_text(re.sub(r"(:begin -->\n).*?(<!-- [\w-]+:end -->)", r"\1\2", whole := page.read_text(), flags=re.S))
-    assert "|  | Industrial" not in page.read_text()
+    pages = {tmp_path / "docs" / page.name: page.read_text(encoding="utf-8") for page in STUDY}
+    for page, whole in pages.items():
+        page.write_text(re.sub(r"(:begin -->\n).*?(<!-- [\w-]+:end -->)", r"\1\2", whole, flags=re.S), encoding="utf-8")
+        assert "|  | Industrial" not in page.read_text(encoding="utf-8")
     for command in commands():
         assert cli.main(command) == 0, command
-    assert page.read_text() == whole
+    for page, whole in pages.items():
+        assert page.read_text(encoding="utf-8") == whole, page.name
 
 
 def test_the_tables_of_the_readme_are_those_of_the_study():
-    study, readme = marked_parts("docs/study.md"), marked_parts("README.md")
+    study = {name: text for page in STUDY for name, text in marked_parts(page).items()}
+    readme = marked_parts(ROOT / "README.md")
     assert readme and all(study[name] == text for name, text in readme.items())
