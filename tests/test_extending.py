@@ -13,7 +13,8 @@ from recbole_ilrec.configuration.outcome import request_of, run_key
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.registry import is_place, own_class
-from tests.worlds import QUICK
+from recbole_ilrec.runs.recommendation import Recommender
+from tests.worlds import QUICK, newest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 SHORT = {**QUICK, "epochs": 1, "eval_step": 1, "train_batch_size": 40, "state": "WARNING"}
@@ -90,6 +91,24 @@ def test_a_class_without_a_file_shares_its_key_with_no_other(mine, caplog):
     keys = [run_key(Config(model, "ring", config_dict=SHORT)) for model in (one, one, other)]
     assert keys[0] == keys[1] != keys[2]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Typed is in no file"] * 2
+
+
+def test_a_model_asked_through_code_or_a_prompt_that_has_changed_says_so(mine, caplog):
+    prompt = mine / "my_prompt.yaml"
+    prompt.write_text((Path(__file__).parents[1] / "properties" / "prompt" / "compact.yaml").read_text())
+    run_recbole_ilrec("my_models:UnitSASRec", "ring", config_dict={**SHORT, "device": "cpu"})
+    run_recbole_ilrec("LCRec", "ring", config_dict={**SHORT, "prompt.template": "my_prompt.yaml"})
+    runs = [newest(mine, name) for name in ("UnitSASRec", "LCRec")]
+    for run in runs:
+        Recommender.load(run)
+    assert "is not what it was" not in caplog.text
+    prompt.write_text(prompt.read_text() + "\n# edited\n")
+    (mine / "my_models.py").write_text((mine / "my_models.py").read_text() + "\n# edited\n")
+    sys.modules.pop("my_models")
+    for run in runs:
+        Recommender.load(run)
+    told = [record.getMessage().partition(" is not what it was")[0] for record in caplog.records[-2:]]
+    assert told == ["my_models:UnitSASRec", "prompt.template: my_prompt.yaml"]
 
 
 def test_a_search_goes_over_the_options_of_a_loss_under_an_own_model(mine, capsys):

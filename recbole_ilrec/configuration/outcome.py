@@ -168,6 +168,12 @@ def own_code(config: Config) -> list[list[str]]:
     return [[place, code_hash(found)] for place, found in own.items() if is_place(place)]
 
 
+def own_texts(config: Config) -> dict[str, str]:
+    """Hashes of own models and of a prompt's file: what a model is asked through later and its weights do not hold."""
+    prompt = contents(config.settings, "prompt") if config.is_llm else {}
+    return {**{place: code for place, code in own_code(config) if place != config.settings.objective}, **prompt}
+
+
 def _unread(settings: Settings) -> dict[str, Any]:
     """Typed settings that a language model with this objective and these identifiers does not read."""
     preferring = settings.objective in PREFERENCES
@@ -222,6 +228,7 @@ def request_of(config: Config) -> dict[str, Any]:
         "model": place_of(config.model_class),
         "dataset": config.dataset,
         "config_dict": json.loads(json.dumps(given, default=str)),
+        "own_texts": own_texts(config),
     }
 
 

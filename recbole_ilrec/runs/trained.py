@@ -1,6 +1,7 @@
 """A finished run's best model with the data it was trained on, ready to be asked: for the verbs that use one."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_ilrec.collaborative.classical import build_model, items_key, load_weights
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import find_model, keys_read_by
-from recbole_ilrec.configuration.outcome import OUTCOME_FREE
+from recbole_ilrec.configuration.outcome import OUTCOME_FREE, own_texts
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runs.result_file import GAMMA, RESULT
@@ -19,6 +20,8 @@ from recbole_ilrec.runtime.checkpoint import STATE, load_state
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 REQUEST = "request"
 
@@ -92,9 +95,21 @@ def load_trained(
         settings = settings.model_copy(update={"backbone": backbone})
     changed = type(settings.decode).model_validate({**settings.decode.model_dump(), **(decode or {})})
     config.settings = settings.model_copy(update={"decode": changed})
+    _say_what_is_another_text(config, request.get("own_texts", {}), folder)
     data = build_data(config)
     model = _model(config, data, state, folder, dequantise)
     return Trained(folder, state, config, data, model.eval())
+
+
+def _say_what_is_another_text(config: Config, before: Mapping[str, str], folder: Path) -> None:
+    """Own code and prompts are read anew, not kept with the weights; older versions did not note them."""
+    now = own_texts(config)
+    for name in sorted(name for name, text in before.items() if now.get(name, text) != text):
+        logger.warning(
+            "%s is not what it was when %s was trained: the model is asked through today's, which may give other lists.",
+            name,
+            folder.parent,
+        )
 
 
 def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
