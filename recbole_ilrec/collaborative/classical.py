@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.outcome import interactions_key, request_of
+from recbole_ilrec.configuration.outcome import interactions_key, own_texts, request_of
 from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
@@ -80,8 +80,7 @@ class ClassicalTrainer(RecBoleTrainer):
         self.enable_scaler = self.gpu_available and config["enable_scaler"]
         self.checkpoint_dir = config["checkpoint_dir"]
         self.folder = new_folder(config)
-        self.start_epoch = 0
-        self.cur_step = 0
+        self.start_epoch = self.cur_step = 0
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result: OrderedDict[str, float] | None = None
         self.train_loss_dict: dict[int, float] = {}
@@ -181,6 +180,7 @@ class ClassicalTrainer(RecBoleTrainer):
             "interactions": self._interactions,
             "config": json.loads(json.dumps(self.config.as_dict(), default=str)),
             "request": request_of(self.config),
+            "own_texts": own_texts(self.config),
         }
         self.save_ranks("valid")
         save_state(self.folder / BEST, content, kind=self.config["model"])

@@ -228,7 +228,6 @@ def request_of(config: Config) -> dict[str, Any]:
         "model": place_of(config.model_class),
         "dataset": config.dataset,
         "config_dict": json.loads(json.dumps(given, default=str)),
-        "own_texts": own_texts(config),
     }
 
 

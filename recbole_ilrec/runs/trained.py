@@ -95,7 +95,7 @@ def load_trained(
         settings = settings.model_copy(update={"backbone": backbone})
     changed = type(settings.decode).model_validate({**settings.decode.model_dump(), **(decode or {})})
     config.settings = settings.model_copy(update={"decode": changed})
-    _say_what_is_another_text(config, request.get("own_texts", {}), folder)
+    _say_what_is_another_text(config, state.get("own_texts", {}), folder)
     data = build_data(config)
     model = _model(config, data, state, folder, dequantise)
     return Trained(folder, state, config, data, model.eval())
@@ -106,7 +106,7 @@ def _say_what_is_another_text(config: Config, before: Mapping[str, str], folder:
     now = own_texts(config)
     for name in sorted(name for name, text in before.items() if now.get(name, text) != text):
         logger.warning(
-            "%s is not what it was when %s was trained: the model is asked through today's, which may give other lists.",
+            "%s is not what it was when %s was trained: the model is asked through today's.",
             name,
             folder.parent,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_ilrec.configuration.outcome import data_key, from_anywhere, request_of
+from recbole_ilrec.configuration.outcome import data_key, from_anywhere, own_texts, request_of
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender
 from recbole_ilrec.runtime import processes
@@ -48,6 +48,7 @@ def save_best(
         DATA: data_key(config),
         "settings": from_anywhere(config.settings).model_dump(mode="json"),
         "request": request_of(config),
+        "own_texts": own_texts(config),
         "valid_score": score,
         "valid_result": result,
     }
