@@ -3,6 +3,7 @@
 Prints nothing but errors itself; imports torch and RecBole only when a verb runs, so that ``--help`` is quick.
 """
 
+import io
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from recbole_ilrec.runtime.interrupts import Interrupted, raised
 from recbole_ilrec.verbs import compare, doctor, estimate, inspect, recommend, report, search
 from recbole_ilrec.verbs import table as table_verb
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, NOT_READ = 2, 130, 141
 
 HELP = """usage: recbole-ilrec VERB [--key=value ...]   (or: python -m recbole_ilrec VERB, python run_recbole_ilrec.py)
 
@@ -86,16 +87,20 @@ EXPORT_HELP = """usage: recbole-ilrec export RUN --out=DIR [--merge=true]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit status: 0 done, 2 something to correct, 130 or 143 interrupted.
+    """Run a verb; returns the exit status: 0 done, 2 something to correct, 130 or 143 interrupted, 141 not read on.
 
     The last line on stderr is then ``error: what, where, what is allowed, how to fix it``. With ``--debug`` the
     traceback is shown before it.
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = any(token == "--debug" or token.lower() == "--debug=true" for token in argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a title may hold what the console's encoding does not
+        sys.stdout.reconfigure(errors="replace")
     try:
         with raised():
-            return _dispatch(list(argv))
+            status = _dispatch(list(argv))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         return _fail(str(error), debug)
     except KeyboardInterrupt as stop:
@@ -103,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = str(stop) or f"what was finished is kept; give the same command again{again}"
         sys.stderr.write(f"\ninterrupted: {how}\n")
         return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
+    except BrokenPipeError:  # whoever reads has seen enough: recbole-ilrec ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
     except OSError as error:
         place = f" ({error.filename})" if error.filename and str(error.filename) not in str(error) else ""
         return _fail(f"the system refused: {error}{place}. Check the path, its permissions and the free space.", debug)

@@ -35,8 +35,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 {load}
 beams = GenerationConfig.from_pretrained(folder)
 beams.return_dict_in_generate = beams.output_scores = True
-prompt = json.loads((folder / "prompt.json").read_text())
-items = {{item["id"]: item for item in json.loads((folder / "items.json").read_text())}}
+prompt = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+items = {{item["id"]: item for item in json.loads((folder / "items.json").read_text(encoding="utf-8"))}}
 
 named, children = {{}}, {{}}  # complete answers, and what may follow a prefix
 for item in items.values():

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from recbole_ilrec import __version__
 
@@ -45,11 +46,21 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mb": peak_memory_mb(),
         "commit": commit(),
         "command": f"{_program()} {shlex.join(sys.argv[1:])}".rstrip(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process so far, in MiB."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return round(psutil.Process().memory_info().peak_wset / 2**20)
+    unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes on macOS, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> Path:

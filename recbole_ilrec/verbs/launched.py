@@ -60,5 +60,5 @@ def why_failed(log: Path, begin: int, status: int) -> str:
     if errors:
         return errors[-1]
     ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-    ended += " (too little memory is a common reason)" if status == -signal.SIGKILL else ""
+    ended += " (too little memory is a common reason)" if ended.endswith("SIGKILL") else ""
     return f"{ended}; its last line: {written[-1]}" if written else ended
