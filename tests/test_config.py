@@ -249,6 +249,10 @@ def test_the_device_is_chosen_by_name_rank_and_gpu_id(monkeypatch, device, gpu_i
         ("LCRec", {"alpha": 0.5, "preference.beta": 0.2, "reward_model": "GRU4Rec"}, ["alpha", "preference.beta"]),
         ("SDPO", {"preference.beta": 0.2, "mu": 0.1}, ["mu"]),
         ("ILRec", {"alpha": 0.5, "transitions.decay": 0.5}, ["transitions.decay"]),
+        ("ILRec", {"learner": "sgd", "clip_grad_norm": {"max_norm": 1.0}}, ["learner", "clip_grad_norm"]),
+        ("LCRec", {"worker": 2, "enable_amp": True, "shuffle": False}, ["worker", "enable_amp", "shuffle"]),
+        ("LCRec", {"worker": 0, "enable_amp": False, "log_wandb": False, "train_neg_sample_args": None}, []),
+        ("SASRec", {"learner": "sgd", "clip_grad_norm": {"max_norm": 1.0}, "worker": 2}, []),
     ],
 )
 def test_what_a_model_does_not_read_is_told(model, given, names):

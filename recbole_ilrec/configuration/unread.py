@@ -9,6 +9,21 @@ from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS
 
 _BY_ALL = frozenset(("eval_users", "task", "decode.exclude_history"))
+_OF_RECBOLES_LOOP: dict[str, object] = {
+    "learner": None,
+    "clip_grad_norm": None,
+    "train_neg_sample_args": None,
+    "transform": None,
+    "loss_decimal_place": None,
+    "require_pow": False,
+    "enable_amp": False,
+    "enable_scaler": False,
+    "worker": 0,
+    "shuffle": True,
+    "log_wandb": False,
+    "wandb_project": None,
+}
+"""RecBole's settings of loaders and training, which language models have of their own -> a value that asks nothing."""
 
 
 def unread(config: Config) -> list[str]:
@@ -24,10 +39,13 @@ def refuse_unread(config: Config, keys: Collection[str]) -> None:
 
 
 def _is_typed(key: str) -> bool:
-    return key in FLAT_KEYS or key.partition(".")[0] in SECTIONS
+    return key in FLAT_KEYS or key.partition(".")[0] in SECTIONS or key in _OF_RECBOLES_LOOP
 
 
 def _is_read(config: Config, key: str) -> bool:
+    if key in _OF_RECBOLES_LOOP:
+        asks = config.external_config_dict[key] != _OF_RECBOLES_LOOP[key]
+        return not (config.is_llm and asks) or key in keys_read_by(config.model_class)
     target = FLAT_KEYS.get(key, key)
     section = target.partition(".")[0]
     if config.is_llm:
