@@ -107,7 +107,7 @@ def test_loss_does_not_depend_on_how_a_step_is_cut_into_micro_batches(ring):
     assert one == pytest.approx(three, rel=1e-4)
 
 
-def test_parts_of_the_loss_are_named_in_tensorboard(ring):
+def test_parts_of_the_loss_and_validation_metrics_are_named_in_tensorboard(ring):
     run(**SHORT, **{"train.log_steps": 1})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -115,6 +115,8 @@ def test_parts_of_the_loss_are_named_in_tensorboard(ring):
     events = EventAccumulator(str(folder)).Reload()
     tags = set(events.Tags()["scalars"])
     assert {"train/train/part/cpo", "train/train/part/cpd", "train/train/part/crr", "train/loss"} <= tags
+    kept = [line["valid/ndcg@5"] for line in read_history(only_run(ring)) if "valid/ndcg@5" in line]
+    assert [event.value for event in events.Scalars("eval/ndcg@5")] == pytest.approx(kept) and len(kept) == 3
     total = events.Scalars("train/train/loss")[0].value
     parts = [events.Scalars(f"train/train/part/{name}")[0].value for name in ("cpo", "cpd", "crr")]
     assert total == pytest.approx(parts[0] + 0.01 * parts[1] + 0.005 * parts[2], rel=1e-4)

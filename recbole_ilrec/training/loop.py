@@ -194,7 +194,9 @@ class StepTrainer(Trainer):
         """What the library calls when ``control.should_evaluate`` is set; one that is interrupted comes first later."""
         try:
             with self.average.in_place() if self.average else nullcontext():
-                return dict(self._evaluate_model(self))
+                result = dict(self._evaluate_model(self))
+            self.callback_handler.on_log(self.args, self.state, self.control, result)  # what shows curves
+            return result
         except Interrupted:
             # The others may be at another place, and no process can save without them.
             mixed = self.average is not None and self.average.swapping
