@@ -14,6 +14,7 @@ from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
 from recbole_ilrec.configuration.config import Config, MissingDataset
+from recbole_ilrec.configuration.contradictions import check_trackers
 from recbole_ilrec.configuration.outcome import keys_of, settings_of_record
 from recbole_ilrec.configuration.run_keys import UNKNOWN
 from recbole_ilrec.configuration.unread import unread
@@ -168,11 +169,12 @@ def _record(config: Config, result: Mapping[str, Any], about: Mapping[str, Any])
 
 
 def _check_places(config: Config, saved: bool) -> None:
-    """Refuse now what would come to light after hours: no checkpoint to resume, or no room for a new one."""
+    """Refuse now what would come to light after hours: no checkpoint to resume, no room for a new one."""
     if saved:
         require_writable(Path(config["checkpoint_dir"]), f"checkpoint_dir={config['checkpoint_dir']}")
     if config.is_llm:
         require_writable(Path(config["cache_dir"]), f"cache_dir={config['cache_dir']}")
+        check_trackers(config.settings)
     given = config["resume_from_checkpoint"]
     if given and given != AUTO:
         refuse_other_data(Path(given), config.dataset)

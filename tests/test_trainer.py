@@ -6,16 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
+from recbole_ilrec.configuration import contradictions
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.history import read_history
 from recbole_ilrec.runtime.resumption import checkpoints
-from recbole_ilrec.settings import ILRecSettings
+from recbole_ilrec.settings import ILRecSettings, build_settings
 from recbole_ilrec.training import trainer
-from recbole_ilrec.training.arguments import training_arguments
+from recbole_ilrec.training.arguments import trackers, training_arguments
 from recbole_ilrec.training.epochs import Epochs
 from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import LEARN, QUICK, newest
@@ -121,6 +124,20 @@ def test_parts_of_the_loss_and_validation_metrics_are_named_in_tensorboard(ring)
     parts = [events.Scalars(f"train/train/part/{name}")[0].value for name in ("cpo", "cpd", "crr")]
     assert total == pytest.approx(parts[0] + 0.01 * parts[1] + 0.005 * parts[2], rel=1e-4)
     assert math.isfinite(total)
+
+
+def test_curves_are_shown_in_the_trackers_that_are_named(monkeypatch):
+    shown = type("Shown", (TrainerCallback,), {})
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", shown)
+    config = SimpleNamespace(settings=build_settings({"train.report_to": "trackio"}))
+    assert trackers(config) == [shown]
+    assert trackers(SimpleNamespace(settings=build_settings({}))) == []
+
+
+def test_a_tracker_that_is_not_there_is_one_line_before_training(ring, monkeypatch):
+    monkeypatch.setattr(contradictions, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="train.report_to=wandb needs the package wandb"):
+        run("LCRec", **{"train.report_to": ["wandb"]})
 
 
 def test_a_run_without_saving_leaves_no_checkpoint_and_tests_the_last_weights(ring):

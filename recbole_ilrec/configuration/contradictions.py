@@ -1,6 +1,7 @@
 """Settings that contradict the model, refused before anything is built."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from recbole_ilrec.configuration.lookup import PARADIGM_OF
 from recbole_ilrec.configuration.presets import preset, read_yaml
@@ -47,6 +48,15 @@ def check_beta(settings: Settings, given: Mapping[str, object]) -> None:
         raise UserError(
             f"beta is ILRec's (Eq. 7) and objective '{settings.objective}' does not read it: use --preference.beta."
         )
+
+
+def check_trackers(settings: Settings) -> None:
+    """Refuse a tracker whose package is not there, before hours of training have nowhere to be shown."""
+    for name in settings.train.report_to:
+        if find_spec(name) is None:
+            raise UserError(
+                f"train.report_to={name} needs the package {name}: run 'pip install {name}' or leave it out."
+            )
 
 
 def check_layers(settings: Settings) -> None:

@@ -34,7 +34,7 @@ OUTCOME_FREE = frozenset((
 ))
 # fmt: on
 """Settings that do not change what comes out of a training; results are cached by the others."""
-HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps", "parallel"}}
+HOW_RUN = {"train": {"save_steps", "save_minutes", "keep_checkpoints", "log_steps", "parallel", "report_to"}}
 """The same among the typed settings."""
 OF_OTHER_MODELS = {"transitions": True}
 """Typed settings that no language model reads."""

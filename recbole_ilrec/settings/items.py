@@ -4,18 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from recbole_ilrec.settings.section import Count, Natural, NonNegative, Positive, Probability, Section
+from recbole_ilrec.settings.section import Count, Natural, NonNegative, Positive, Probability, Section, listed
 
 SEQREC: Literal["seqrec"] = "seqrec"
 Task = Literal["seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain"]
 
 
-def _listed(value: Any) -> Any:
-    """``a,b`` as a list, as it is typed on a command line."""
-    return value.replace(",", " ").split() if isinstance(value, str) else value
-
-
-Tasks = Annotated[tuple[Task, ...], BeforeValidator(_listed)]
+Tasks = Annotated[tuple[Task, ...], BeforeValidator(listed)]
 
 AUTO_GAMMA = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """What ``bigrec.gamma: auto`` chooses from."""

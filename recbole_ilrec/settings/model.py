@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from recbole_ilrec.settings.section import Natural, Positive, Probability, Section
+from recbole_ilrec.settings.section import Natural, Positive, Probability, Section, listed
+
+Tracker = Literal["wandb", "trackio", "swanlab", "mlflow"]
 
 
 class BackboneSettings(Section):
@@ -95,6 +97,8 @@ class TrainSettings(Section):
     """Resumable checkpoints kept."""
     log_steps: Natural = 50
     """Steps between two lines of loss parts in TensorBoard."""
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(listed)] = ()
+    """Show the curves of TensorBoard in these too; each needs its package."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under ``torchrun``: the whole model in each process (``ddp``), or a share of weights, gradients and optimizer
     state (``fsdp``, FSDP2), for models that do not fit otherwise. Results are the same to rounding."""

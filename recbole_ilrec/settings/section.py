@@ -1,6 +1,6 @@
 """What every section of the settings is made of."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def listed(value: Any) -> Any:
+    """``a,b`` as a list, as it is typed on a command line."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class Section(BaseModel):

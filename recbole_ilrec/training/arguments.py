@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -50,3 +51,8 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return arguments
+
+
+def trackers(config: Any) -> list[type[TrainerCallback]]:
+    """What ``train.report_to`` names, as the library's callbacks."""
+    return get_reporting_integration_callbacks(list(config.settings.train.report_to))

@@ -45,7 +45,7 @@ from recbole_ilrec.runtime.resumption import (
 from recbole_ilrec.runtime.run_folder import at_work, mark
 from recbole_ilrec.runtime.shards import whole
 from recbole_ilrec.runtime.weights import WeightAverage
-from recbole_ilrec.training.arguments import last_step, training_arguments
+from recbole_ilrec.training.arguments import last_step, trackers, training_arguments
 from recbole_ilrec.training.best_weights import load_best, save_best
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.training.epochs import Epochs, History, Progress, epoch_of, evaluation_due
@@ -249,7 +249,7 @@ class GenerativeTrainer:
         if not processes.is_first():
             return []
         writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
-        return [TensorBoardCallback(writer), History(self.run_folder, lambda: self.progress)]
+        return [TensorBoardCallback(writer), History(self.run_folder, lambda: self.progress), *trackers(self.config)]
 
     def _validate(self, loop: StepTrainer) -> dict[str, float]:
         start = time.time()
