@@ -66,6 +66,19 @@ def test_illegal_negatives_get_reward_zero_but_some_label():
     close(regularisation(z, y, scope, legal), q * math.log(2) + (1 - q) * math.log(6))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "truth", "other"), [(20, 0.0858, 0.0480), (100, 0.0180, 0.0099), (256, 0.0071, 0.0039)]
+)
+def test_printed_labels_are_nearly_flat(tokens, truth, other):
+    """A reward of .6, the rest shared out; a token of H that leads to no item still gets its part of the label."""
+    legal = LegalTokens(torch.zeros(tokens).long(), torch.arange(tokens), torch.full((tokens,), 0.4 / (tokens - 1)))
+    legal.reward[0] = 0.6
+    y, scope = torch.tensor([0]), torch.ones(1, tokens)
+    assert labels(y, scope, legal)[0, 0].item() == pytest.approx(truth, abs=5e-5)
+    alone = LegalTokens(torch.tensor([0]), torch.tensor([0]), torch.tensor([0.6]))
+    assert labels(y, scope, alone)[0, 1].item() == pytest.approx(other, abs=5e-5)
+
+
 def test_labels_are_those_of_the_rewards_and_their_gradient_is_known():
     """p - q is what :class:`ILRec` adds to the gradient."""
     z = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)

@@ -66,6 +66,14 @@ def test_fixed_depth_identifiers_need_no_end_token():
     assert below == pytest.approx({5: 2 / 3, 6: 1 / 3})
 
 
+def test_golden_rewards():
+    """Below a prefix .6, .3 and .05 behind three tokens, .05 elsewhere: r = .6 / .95, .3 / .95, .05 / .95."""
+    catalog = Catalog([[9, 0, 1], [9, 0, 2], [9, 1, 1], [9, 2, 1], [8, 0, 1]])
+    probabilities = torch.tensor([[0.4, 0.2, 0.3, 0.05, 0.05]], dtype=torch.float64)
+    (found,) = rows_of(token_rewards(probabilities, catalog, torch.tensor([0]), catalog.path[1, 1:2]), 1)
+    assert found == pytest.approx({0: 0.631579, 1: 0.315789, 2: 0.052632}, abs=1e-6)
+
+
 def test_outside_the_trie_and_at_leaves_nothing_is_legal():
     catalog = Catalog([[2, 5], [3, 5]])
     leaf = catalog.trie.step(catalog.trie.step(torch.tensor([0]), torch.tensor([2])), torch.tensor([5]))
