@@ -10,8 +10,10 @@ from recbole_ilrec.backbone.causal_lm import pooled_states
 from recbole_ilrec.backbone.shared_prefix import shared_tokens
 from recbole_ilrec.backbone.tiny import build_tokenizer
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.objective import build_objective
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.settings import BackboneSettings
+from recbole_ilrec.schema import TokenBatch
+from recbole_ilrec.settings import BackboneSettings, ILRecSettings
 from tests.worlds import QUICK, SMALL, ring_world, small_backbone, write_dataset
 
 ITEM_TOKENS = ["<a_1>", "<a_2>", "<b_1>"]
@@ -85,6 +87,29 @@ def test_norm_of_the_last_blocks_output_gives_the_models_logits(family):
     with torch.no_grad():
         logits = model(input_ids=ids).logits
     torch.testing.assert_close(backbone.head(backbone.norm(kept[0])), logits)
+
+
+def test_distillation_alone_leaves_the_last_block_as_it_is():
+    """A10: the last layer only teaches; the blocks below, the final norm and the shared head learn from Eq. 8."""
+    backbone = small_backbone(6)
+    ids, select = torch.tensor([[5, 6, 7, 5, 6]]), torch.tensor([1, 2, 3])
+    chosen = ILRecSettings(k=2, lambda_=1.0, mu=0.0)
+    with_it, without = (
+        _gradients(backbone, ids, select, chosen.model_copy(update={"use_cpd": use})) for use in (True, False)
+    )
+    moved = {name for name, gradient in with_it.items() if (gradient - without[name]).abs().max() > 1e-7}
+    last = f"layers.{backbone.num_layers - 1}."
+    assert moved and not {name for name in moved if last in name}
+    assert {name for name in with_it if "layers.0." in name} <= moved
+
+
+def _gradients(backbone, ids, select, settings):
+    batch = TokenBatch(ids, select, ids[0, select + 1], select, select)
+    objective = build_objective("ilrec", settings)
+    states = backbone.eval().layer_states(ids, select, 2)
+    named = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    found = torch.autograd.grad(objective(states, batch, None).total, list(named.values()), allow_unused=True)
+    return {name: torch.zeros(()) if g is None else g for name, g in zip(named, found, strict=True)}
 
 
 @pytest.mark.parametrize("common", [0, 10])
