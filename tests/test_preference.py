@@ -19,9 +19,10 @@ from recbole_ilrec.objective import preference as preference_objective
 from recbole_ilrec.prompt.answers import PreferenceRows
 from recbole_ilrec.prompt.rejected import draw_rejected
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs import stages
 from recbole_ilrec.runs.diagnosis import diagnose
 from recbole_ilrec.runs.stages import preference_config
-from recbole_ilrec.runtime.checkpoint import load_state
+from recbole_ilrec.runtime.checkpoint import fingerprint, load_state
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.training import preference_trainer, rejected
 from recbole_ilrec.training.loop import StepTrainer
@@ -133,6 +134,34 @@ def test_a_run_killed_in_any_stage_and_started_again_equals_the_straight_one_bit
 def losses(folder):
     state = json.loads((checkpoints(folder)[-1] / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_a_round_of_sprec_proposes_then_fine_tunes_then_prefers_from_there(ring, monkeypatch):
+    """Rejected items are those of the model before the round's fine-tuning; the reference is the model after it."""
+    seen = []
+
+    def noted(name, what):
+        whole = getattr(stages, name)
+
+        def noting(*args, **kwargs):
+            seen.append((name, what(args, kwargs)))
+            found = whole(*args, **kwargs)
+            if name in ("supervised_stage", "_more_supervision"):
+                seen.append(("made", fingerprint(found)))
+            return found
+
+        monkeypatch.setattr(stages, name, noting)
+
+    noted("supervised_stage", lambda args, kwargs: None)
+    noted("rejected_items", lambda args, kwargs: kwargs["weights"])
+    noted("_more_supervision", lambda args, kwargs: args[3])
+    noted("PreferenceTrainer", lambda args, kwargs: args[3])
+    run("SPRec", **SHORT | {"epochs": 1, "preference.iterations": 2, "preference.epochs": 1})
+    names = ["rejected_items", "_more_supervision", "made", "PreferenceTrainer"]
+    assert [name for name, _ in seen] == ["supervised_stage", "made", *names, *names]
+    supervised, (first, before, tuned, start), second = seen[1][1], [v for _, v in seen[2:6]], [v for _, v in seen[6:]]
+    assert first == before == supervised != tuned == start
+    assert second[0] == second[1] not in (supervised, tuned) and second[2] == second[3] != second[0]
 
 
 def test_training_starts_at_the_reference_whatever_the_dropout_and_however_a_step_is_cut(ring):
