@@ -182,7 +182,7 @@ class Backbone(nn.Module):
         """One causal pass; states only where a supervised token is predicted (Eq. 2).
 
         Choice: phi, an "additional prediction layer" in the paper, is the model's own final norm and head for all
-        layers; ``apply_final_norm: false`` leaves the norm out.
+        layers; ``apply_final_norm: false`` leaves the norm out. A norm or a head of each layer's own is not offered.
 
         Args:
             input_ids: ``[B, T]``, right-padded: a causal model never sees padding from a real position.

@@ -148,7 +148,10 @@ def base_states(
 def pooled_states(
     settings: BackboneSettings, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False
 ) -> Tensor:
-    """Mean of the last hidden states over the tokens of each text (LC-Rec's item vectors).
+    """Mean of the last hidden states over the tokens of each text, as LC-Rec's item vectors.
+
+    Choice: LC-Rec embeds title and description apart, each of up to 2,048 tokens, and averages the two vectors. Here
+    all texts of an item are one text of up to 512 tokens (``index.embedding: backbone``).
 
     Returns:
         ``[len(texts), H]`` float32, zero where a text is empty.

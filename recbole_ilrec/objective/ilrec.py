@@ -41,6 +41,10 @@ class ILRec:
     Choice: 'w/o CNS' (``negatives_from: final``) keeps the distillation; without candidate layers (``k: 0``) the
     negatives also come from the final logits, and Eq. 8 is empty.
 
+    Choice: the paper trains once, with the whole loss from the first step. ``start_epoch`` begins with plain
+    cross-entropy; to begin from a finished supervised run, write it out (``recbole-ilrec export RUN --out=DIR
+    --merge=true``) and take it as ``--backbone=./DIR``, under the same identifiers.
+
     Args:
         settings: hyper-parameters and readings of the paper.
         item_tokens: ``[V]`` bool, tokens that occur in some identifier; for the scopes ``item_tokens``.
