@@ -112,7 +112,7 @@ def test_every_stage_ends_after_so_many_steps_as_were_asked_for():
 def test_users_and_what_an_evaluation_costs_beside_them_are_told_apart(monkeypatch):
     now, fixed, of_user = [0.0], 5.0, 0.5
 
-    def score(pairs, *, free):
+    def score(pairs, *, final):
         now[0] += fixed + of_user * len(pairs)
 
     trainer = SimpleNamespace(model=None, clock=Clock(30.0), _score=score)

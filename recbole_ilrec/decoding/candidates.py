@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from recbole_ilrec.decoding.passes import Keeper, each_user
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.prompt.answers import AnswerExample, collate_answers, encode_answers
 from recbole_ilrec.prompt.encode import PromptEncoder
@@ -32,6 +32,7 @@ def rank_candidates(
     device: torch.device,
     progress: str | None = None,
     seen: Sequence[Array] | None = None,
+    keeper: Keeper | None = None,
 ) -> Ranking:
     """All candidates of every user, the most probable name first.
 
@@ -45,6 +46,7 @@ def rank_candidates(
         device: where the model is.
         progress: label of a progress bar, none without.
         seen: item ids that may not be recommended to each user.
+        keeper: keeps the scores while they are computed.
 
     Returns:
         ``[users, W]`` on the CPU, W the longest list; an identifier that two candidates share stands there once.
@@ -59,13 +61,14 @@ def rank_candidates(
     score = torch.full(answers.shape, -torch.inf)
     order = np.argsort([len(history) for history in histories], kind="stable")
     order = order[tokens[order] > 0]
-    with tqdm(total=len(order), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
-        for low in range(0, len(order), rows_at_once):
-            some = order[low : low + rows_at_once]
-            examples = [AnswerExample(histories[row], answers[row], candidates=candidates[row]) for row in some]
-            encoded = [encode_answers(encoder, example) for example in examples]
-            score[some] = log_probs(collate_answers(encoded, encoder.pad_id).to(device)).float().cpu()
-            bar.update(len(some))
+
+    def fill(some: Array) -> None:
+        examples = [AnswerExample(histories[row], answers[row], candidates=candidates[row]) for row in some]
+        encoded = [encode_answers(encoder, example) for example in examples]
+        score[some] = log_probs(collate_answers(encoded, encoder.pad_id).to(device)).float().cpu()
+
+    batches = [order[low : low + rows_at_once] for low in range(0, len(order), rows_at_once)]
+    each_user(batches, fill, {"score": score}, name="candidates", progress=progress, keeper=keeper)
     return _ordered(encoder.catalog, torch.from_numpy(answers), score)
 
 

@@ -1,15 +1,15 @@
 """Beam search for many users: like lengths together, results in the users' own order."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_ilrec.decoding.beam import Stepper, beam_search
 from recbole_ilrec.decoding.free import generate
-from recbole_ilrec.decoding.memory import each_batch
+from recbole_ilrec.decoding.passes import Keeper, each_user
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.schema import Ranking
@@ -45,6 +45,7 @@ def rank_users(
     candidates: Sequence[np.ndarray] | None = None,
     exact_places: int = 0,
     share: tuple[int, int] = (0, 1),
+    keeper: Keeper | None = None,
 ) -> Ranking:
     """The best identifiers of every user.
 
@@ -64,6 +65,7 @@ def rank_users(
         exact_places: see above; 0 searches once.
         share: ``(rank, world)`` decodes every world-th batch from number rank on; the batches are the same for any
             share, and so are their numbers.
+        keeper: keeps the lists while they are made.
 
     Returns:
         ``[users, W]`` on the CPU, in the order of ``histories``; every user is there, those of other shares with -1
@@ -72,15 +74,11 @@ def rank_users(
     seen = histories if seen is None else seen
     lists = _Lists(stepper, encoder, histories, seen, candidates, settings, device, exact_places)
     length = [len(history) for history in histories]
-    order = np.argsort([-size for size in length], kind="stable")
-    with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
-
-        def decode(rows: np.ndarray) -> None:
-            lists.fill(rows, batch_size)
-            bar.update(len(rows))
-
-        each_batch(_batches(order, length, batch_size)[share[0] :: share[1]], decode)
-    return Ranking(leaf=lists.leaf, score=lists.score, bound=lists.bound)
+    batches = _batches(np.argsort([-size for size in length], kind="stable"), length, batch_size)
+    tables = {"leaf": lists.leaf, "score": lists.score, "bound": lists.bound}
+    fill = partial(lists.fill, batch_size=batch_size)
+    each_user(batches[share[0] :: share[1]], fill, tables, name="lists", progress=progress, keeper=keeper)
+    return Ranking(**tables)
 
 
 class _Lists:
@@ -160,33 +158,33 @@ def generate_users(
     progress: str | None = None,
     candidates: Sequence[np.ndarray] | None = None,
     share: tuple[int, int] = (0, 1),
+    keeper: Keeper | None = None,
 ) -> list[list[int]]:
     """The freely generated answer of every user, as token ids in the order of ``histories``; see :func:`rank_users`.
 
     Users of other shares have an empty answer.
     """
     lengths = [len(history) for history in histories]
-    answers: list[list[int]] = [[] for _ in histories]
-    with tqdm(total=len(histories), desc=progress, disable=progress is None, ncols=100, unit="user") as bar:
+    answers = torch.full((len(histories), settings.max_new_tokens), -1)
 
-        def decode(rows: np.ndarray) -> None:
-            choices = None if candidates is None else [candidates[row] for row in rows]
-            ids, mask = encoder.prompts([histories[row] for row in rows], candidates=choices)
-            found = generate(
-                stepper,
-                ids.to(device),
-                mask.to(device),
-                eos_id=eos_id,
-                num_beams=settings.beams,
-                max_new_tokens=settings.max_new_tokens,
-            )
-            for row, answer in zip(rows, found, strict=True):
-                answers[row] = answer
-            bar.update(len(rows))
+    def decode(rows: np.ndarray) -> None:
+        choices = None if candidates is None else [candidates[row] for row in rows]
+        ids, mask = encoder.prompts([histories[row] for row in rows], candidates=choices)
+        found = generate(
+            stepper,
+            ids.to(device),
+            mask.to(device),
+            eos_id=eos_id,
+            num_beams=settings.beams,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        for row, answer in zip(rows, found, strict=True):
+            answers[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
 
-        batches = _batches(np.argsort([-length for length in lengths], kind="stable"), lengths, batch_size)
-        each_batch(batches[share[0] :: share[1]], decode)
-    return answers
+    batches = _batches(np.argsort([-length for length in lengths], kind="stable"), lengths, batch_size)
+    tables = {"answer": answers}
+    each_user(batches[share[0] :: share[1]], decode, tables, name="answers", progress=progress, keeper=keeper)
+    return [row[row >= 0].tolist() for row in answers]
 
 
 def _batches(order: np.ndarray, length: Sequence[int], batch_size: int) -> list[np.ndarray]:

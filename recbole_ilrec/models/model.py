@@ -242,35 +242,27 @@ class GenerativeRecommender(SequentialRecommender):
             for number, (history, item, offered) in enumerate(zip(histories, pairs.target, choices, strict=True))
         ]
 
-    def rank(self, pairs: Pairs, *, batch_size: int, progress: str | None = None, count: int | None = None) -> Ranking:
-        """The ``count`` best identifiers for each history, in the order of ``pairs``: beams, or BIGRec's grounding."""
-        return self._rank(pairs, count or self.list_length, batch_size, progress)
+    def rank(self, pairs: Pairs, *, batch_size: int, count: int | None = None, **how: Any) -> Ranking:
+        """The ``count`` best identifiers for each history, in the order of ``pairs``: beams, or BIGRec's grounding.
 
-    def _rank(self, pairs: Pairs, count: int, batch_size: int, progress: str | None = None) -> Ranking:
+        ``progress`` and ``keeper`` are as in :func:`~recbole_ilrec.decoding.passes.each_user`.
+        """
+        return self._rank(pairs, count or self.list_length, batch_size=batch_size, **how)
+
+    def _rank(self, pairs: Pairs, count: int, **how: Any) -> Ranking:
         if self.title_ranker is not None and pairs.candidates is None:
-            return self.title_ranker.rank(pairs, count, batch_size=batch_size, progress=progress)
+            return self.title_ranker.rank(pairs, count, **how)
         decode, every = self.settings.decode.model_copy(update={"num_beams": count}), np.arange(len(pairs))
         histories, choices, seen = pairs.histories(every), pairs.choices(every), pairs.seen()
-        how: dict[str, Any] = {"batch_size": batch_size, "device": self.backbone.device, "progress": progress}
+        how["device"] = self.backbone.device
         if choices is not None and not decode.renormalise:
             left_out = seen if decode.exclude_history else None
             size = self.backbone.vocab_size
             return rank_candidates(
                 self.answer_log_probs, self.encoder, histories, choices, vocabulary=size, seen=left_out, **how
             )
-        share = (processes.rank(), processes.world())
-        places = self.exact_places
-        own = rank_users(
-            self.backbone,
-            self.encoder,
-            histories,
-            decode,
-            seen=seen,
-            candidates=choices,
-            exact_places=places,
-            share=share,
-            **how,
-        )
+        how |= {"exact_places": self.exact_places, "share": (processes.rank(), processes.world())}
+        own = rank_users(self.backbone, self.encoder, histories, decode, seen=seen, candidates=choices, **how)
         assert own.bound is not None
         return Ranking(*map(processes.maximum, (own.leaf, own.score, own.bound)))
 

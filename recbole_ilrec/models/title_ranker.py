@@ -19,6 +19,7 @@ from recbole_ilrec.backbone.text_states import text_states
 from recbole_ilrec.collaborative.reward_model import RewardModel
 from recbole_ilrec.data.sequences import as_rows
 from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_identifiers, nearest
+from recbole_ilrec.decoding.passes import Keeper
 from recbole_ilrec.decoding.users import banned_positions, generate_users, rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.choice import SURROUNDINGS
@@ -84,17 +85,24 @@ class TitleRanker:
         self._base = bool(config.settings.backbone.path) and self.settings.embedder == "base"
         self.reward_model = reward_model
 
-    def rank(self, pairs: Pairs, count: int, *, batch_size: int, progress: str | None = None) -> Ranking:
+    def rank(self, pairs: Pairs, count: int, **how: Any) -> Ranking:
         """The ``count`` best identifiers of each user, ``[B, count]`` in the order of ``pairs``."""
-        return next(self.rankings(pairs, count, [self.gamma], batch_size=batch_size, progress=progress))
+        return next(self.rankings(pairs, count, [self.gamma], **how))
 
     def rankings(
-        self, pairs: Pairs, count: int, gammas: Sequence[float], *, batch_size: int, progress: str | None = None
+        self,
+        pairs: Pairs,
+        count: int,
+        gammas: Sequence[float],
+        *,
+        batch_size: int,
+        progress: str | None = None,
+        keeper: Keeper | None = None,
     ) -> Iterator[Ranking]:
         """What :meth:`rank` gives under each of several ``gammas``; titles are generated and embedded once."""
         hybrid = self.settings.ranker == "hybrid"
         shared: dict[str, Any] = {"batch_size": batch_size, "device": self.backbone.device, "progress": progress}
-        shared["share"] = processes.rank(), processes.world()
+        shared |= {"share": (processes.rank(), processes.world()), "keeper": keeper}
         histories = pairs.histories(torch.arange(len(pairs)).numpy())
         closed = self._closed(pairs)
         if hybrid:

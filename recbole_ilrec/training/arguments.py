@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -53,6 +53,6 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
     return arguments
 
 
-def trackers(config: Any) -> list[type[TrainerCallback]]:
+def trackers(config: Any) -> list[Any]:
     """What ``train.report_to`` names, as the library's callbacks."""
     return get_reporting_integration_callbacks(list(config.settings.train.report_to))

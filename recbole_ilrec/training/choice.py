@@ -39,8 +39,7 @@ def answer_ratios(
     results: Mapping[str, dict[str, float]],
     *,
     free: bool,
-    batch_size: int,
-    progress: str | None,
+    **how: Any,
 ) -> dict[str, dict[str, float]]:
     """HitRatio@1 and ValidRatio of each row's answer, by each rule of :mod:`recbole_ilrec.evaluation.choice`.
 
@@ -50,8 +49,7 @@ def answer_ratios(
         ranking: the candidates' identifiers, best first.
         results: metrics by collision policy; those by ``candidates.matching`` are added to each.
         free: the answer may be what the model writes (``candidates.answers``); else it is the best candidate's name.
-        batch_size: rows decoded together.
-        progress: label of a progress bar, none without.
+        how: ``batch_size``, ``progress`` and ``keeper`` of :func:`~recbole_ilrec.decoding.users.generate_users`.
 
     Returns:
         by rule; empty where the task is no choice.
@@ -61,7 +59,7 @@ def answer_ratios(
         return {}
     names = _names(model)
     if free and own.answers == "free":
-        answers = _written(model, pairs, batch_size, progress)
+        answers = _written(model, pairs, **how)
     else:
         catalog, best = model.catalog, ranking.leaf[:, 0]
         items = catalog.item_order[catalog.leaf_start[best.clamp_min(0)]].where(best >= 0, 0)
@@ -82,7 +80,7 @@ def _names(model: GenerativeRecommender) -> list[str]:
     return model.backbone.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def _written(model: GenerativeRecommender, pairs: Pairs, batch_size: int, progress: str | None) -> list[str]:
+def _written(model: GenerativeRecommender, pairs: Pairs, **how: Any) -> list[str]:
     every, eos_id = np.arange(len(pairs)), model.catalog.eos_id
     assert eos_id is not None
     answers = generate_users(
@@ -91,9 +89,8 @@ def _written(model: GenerativeRecommender, pairs: Pairs, batch_size: int, progre
         pairs.histories(every),
         model.settings.bigrec,
         eos_id=eos_id,
-        batch_size=batch_size,
         device=model.backbone.device,
-        progress=progress,
         candidates=pairs.choices(every),
+        **how,
     )
     return model.backbone.tokenizer.batch_decode(answers, skip_special_tokens=True)

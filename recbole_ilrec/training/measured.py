@@ -103,11 +103,11 @@ class Measured(GenerativeTrainer):
         The first users are not timed: what is kept from then on is made for them.
         """
         pairs, count, took = evaluation_pairs(loader, self.model), FEW_USERS, dict[int, float]()
-        self._score(pairs.some(count), free=free)
+        self._score(pairs.some(count), final=free)
         while not took or (max(took) < len(pairs) and took[max(took)] < self.clock.seconds):
             some = pairs.some(count)
             start = time.perf_counter()
-            self._score(some, free=free)
+            self._score(some, final=free)
             took[len(some)] = time.perf_counter() - start
             count *= 4
         few, many = min(took), max(took)

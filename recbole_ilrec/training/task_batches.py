@@ -54,6 +54,25 @@ class TaskBatches(MicroBatches):
         return replace(self.encoder.collate(encoded), ilrec_rows=torch.from_numpy(ilrec))
 
 
+def supervised_batches(config: Any, model: GenerativeRecommender, pairs: Pairs) -> tuple[MicroBatches, Array, Array]:
+    """The training rows of a run, as :meth:`~recbole_ilrec.training.trainer.GenerativeTrainer.training_batches`."""
+    train = config.settings.train
+    rows = TrainRows(
+        pairs,
+        rows=train.rows,
+        window=config["MAX_ITEM_LIST_LENGTH"],
+        variants=model.variants,
+        item_dropout=train.item_dropout,
+        seed=config["seed"],
+        shuffle=config.settings.candidates.shuffle,
+    )
+    if model.alignment is not None:
+        return task_batches(config, model, model.alignment, rows, pairs)
+    batches = MicroBatches(rows, model.encoder)
+    batches.sizes = rows.sizes
+    return batches, rows.num_items, rows.num_targets
+
+
 def task_batches(
     config: Any, model: GenerativeRecommender, alignment: Alignment, rows: TrainRows, pairs: Pairs
 ) -> tuple[TaskBatches, Array, Array]:

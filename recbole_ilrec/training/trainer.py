@@ -26,7 +26,7 @@ from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.metrics.generative_metrics import GenerativeMetrics
 from recbole_ilrec.metrics.rank_metrics import keep_ranks
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
+from recbole_ilrec.prompt.rows import Pairs, StepPlan
 from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.reward.table import RewardTable
@@ -49,11 +49,12 @@ from recbole_ilrec.training.arguments import last_step, trackers, training_argum
 from recbole_ilrec.training.best_weights import load_best, save_best
 from recbole_ilrec.training.choice import answer_ratios, evaluation_pairs
 from recbole_ilrec.training.epochs import Epochs, History, Progress, epoch_of, evaluation_due
+from recbole_ilrec.training.kept_lists import kept_lists
 from recbole_ilrec.training.layer_losses import note_layer_losses
 from recbole_ilrec.training.loop import StepTrainer
 from recbole_ilrec.training.micro_batches import MicroBatches
 from recbole_ilrec.training.reward_rows import reward_table
-from recbole_ilrec.training.task_batches import task_batches
+from recbole_ilrec.training.task_batches import supervised_batches
 
 logger = logging.getLogger(__name__)
 
@@ -150,21 +151,7 @@ class GenerativeTrainer:
             the rows as batches; ``[rows]`` length of each, by which like ones are put together; ``[rows]`` targets of
             each, by which ``train_batch_size`` counts.
         """
-        train = self.config.settings.train
-        rows = TrainRows(
-            pairs,
-            rows=train.rows,
-            window=self.config["MAX_ITEM_LIST_LENGTH"],
-            variants=self.model.variants,
-            item_dropout=train.item_dropout,
-            seed=self.config["seed"],
-            shuffle=self.config.settings.candidates.shuffle,
-        )
-        if self.model.alignment is not None:
-            return task_batches(self.config, self.model, self.model.alignment, rows, pairs)
-        batches = MicroBatches(rows, self.model.encoder)
-        batches.sizes = rows.sizes
-        return batches, rows.num_items, rows.num_targets
+        return supervised_batches(self.config, self.model, pairs)
 
     def _spent(self, loop: StepTrainer) -> dict[str, float]:
         """Seconds and epochs of training, those before an interruption included."""
@@ -305,16 +292,17 @@ class GenerativeTrainer:
         if load_best_model and (model_file or (self.run_folder / BEST).is_dir()):
             self.load_best(model_file)
         self.show_progress = show_progress
-        return self._score(evaluation_pairs(eval_data, self.model), free=True)
+        return self._score(evaluation_pairs(eval_data, self.model), final=True)
 
-    def _score(self, pairs: Pairs | None, *, free: bool = False) -> OrderedDict[str, float]:
+    def _score(self, pairs: Pairs | None, *, final: bool = False) -> OrderedDict[str, float]:
         self.model.eval()
         assert pairs is not None
         label = set_color("Evaluate   ", "pink") if self.show_progress else None
-        how = {"batch_size": self.config["eval_batch_size"], "progress": label}
-        with whole(self.model):
+        how: dict[str, Any] = {"batch_size": self.config["eval_batch_size"], "progress": label}
+        with whole(self.model), kept_lists(self.config, self.run_folder, self.model, pairs, final=final) as keeper:
+            how["keeper"] = keeper if self.saved else None
             ranking = self.model.rank(pairs, **how)
             self._users = torch.from_numpy(pairs.user)
             self.places, self.policies = self.metrics(ranking, pairs)
-            self.answers = answer_ratios(self.model, pairs, ranking, self.policies, free=free, **how)
+            self.answers = answer_ratios(self.model, pairs, ranking, self.policies, free=final, **how)
         return self.policies[self.config.settings.decode.collisions]
