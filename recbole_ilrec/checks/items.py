@@ -8,6 +8,8 @@ import numpy as np
 from recbole_ilrec.checks.finding import Finding, Level, of, some_or_note
 
 Array = np.ndarray
+CEILINGS = (1, 10)
+"""Numbers of places for which it is told what shared identifiers cost at least."""
 
 
 def title_finding(titles: Sequence[str], *, needed: bool) -> Finding:
@@ -36,7 +38,7 @@ def title_finding(titles: Sequence[str], *, needed: bool) -> Finding:
 
 
 def identifier_finding(leaf: Array, targets: Array, source: str) -> Finding:
-    """Items that share their identifier.
+    """Items that share their identifier, and what is lost by it: a model can find an identifier, no item behind it.
 
     Args:
         leaf: ``[I + 1]`` number of each item's identifier; entry 0 (padding) is not looked at.
@@ -46,13 +48,24 @@ def identifier_finding(leaf: Array, targets: Array, source: str) -> Finding:
     group = np.bincount(leaf[1:])[leaf[1:]]
     shared = group > 1
     rows = int(shared[targets - 1].sum())
-    numbers = {"items": len(group), "distinct": len(np.unique(leaf[1:])), "shared": int(shared.sum()), "rows": rows}
+    numbers: dict[str, float] = {
+        "items": len(group),
+        "distinct": len(np.unique(leaf[1:])),
+        "shared": int(shared.sum()),
+        "rows": rows,
+    }
     if not shared.any():
         return Finding("items", "identifiers", Level.OK, f"every item has its own ({source})", numbers)
     text = (
         f"{of(int(shared.sum()), len(group))} items share theirs (largest group {int(group.max())}), among them the "
         f"true item of {of(rows, len(targets))} test rows ({source})"
     )
+    for k in CEILINGS:  # under the expected rank, of a model that finds the right identifier for everybody
+        numbers[f"hit@{k} at most"] = round(float(np.minimum(1, k / group[targets - 1]).mean()), 4)
+    if rows:
+        text += ", so no model can be above " + ", ".join(
+            f"Hit@{k} {numbers[f'hit@{k} at most']:.4f}" for k in CEILINGS
+        )
     level = some_or_note(int(shared.sum()), len(group))
     if level is Level.ATTENTION:
         text += ": report the metrics under all collision policies, or mend the identifiers"
