@@ -174,6 +174,17 @@ def test_self_hard_items_are_as_many_as_there_are_with_another_identifier(identi
     assert found == wanted if wanted else 0 not in found[0]
 
 
+@pytest.mark.parametrize(("candidates", "wanted"), [(None, {3, 5}), ([np.array([1, 2, 4, 6])], {4, 6})])
+def test_a_self_hard_item_is_new_to_the_user_and_a_candidate_where_another_of_its_identifier_is_not(candidates, wanted):
+    """Items 2, 3 and 4 share an identifier, and so do 5 and 6."""
+    backbone = small_backbone(6).eval()
+    encoder = compact_encoder(backbone, small_catalog(backbone, [(0,), (1,), (1,), (1,), (2,), (2,)]))
+    how = {"count": 2, "num_beams": 6, "renormalise": False, "batch_size": 4, "device": torch.device("cpu")}
+    past = [np.array([2])]
+    found = self_hard_items(backbone, encoder, past, past, np.array([1]), candidates=candidates, **how)
+    assert {*found[0].tolist()} == wanted
+
+
 def test_an_epoch_takes_its_own_draw_of_all_answers():
     pairs = pairs_of(SEQUENCES, 4)
     rejected = np.stack([draw_rejected(pairs, ALONE, 3, seed=1, draw=draw) for draw in range(2)])

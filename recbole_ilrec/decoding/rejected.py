@@ -50,7 +50,8 @@ def self_hard_items(
         candidates: the only item ids to choose from for each row; default: all.
 
     Returns:
-        ``[rows, R]`` int32, the most probable first, 0 where none is left. Of items that share an identifier the first.
+        ``[rows, R]`` int32, the most probable first, 0 where none is left. Of items that share an identifier the first
+        that is none of the past and, where there are candidates, one of them.
     """
     catalog = encoder.catalog
     banned = [np.concatenate([past, _twins(catalog, item)]) for past, item in zip(seen, targets, strict=True)]
@@ -66,11 +67,20 @@ def self_hard_items(
         seen=banned,
         candidates=candidates,
     )
-    leaf = ranking.leaf[:, :count]
-    items = catalog.item_order[catalog.leaf_start[leaf.clamp_min(0)]].where(leaf >= 0, 0)
     found = np.zeros((len(histories), count), dtype=np.int32)
-    found[:, : items.shape[1]] = items.numpy()
+    for row, leaves in enumerate(ranking.leaf[:, :count].tolist()):
+        offered = None if candidates is None else candidates[row]
+        found[row, : len(leaves)] = [_first(catalog, leaf, banned[row], offered) for leaf in leaves]
     return found
+
+
+def _first(catalog: Catalog, leaf: int, banned: np.ndarray, offered: np.ndarray | None) -> int:
+    """The first item with an identifier that may be recommended; 0 where there is no identifier."""
+    items = catalog.items_of(leaf).numpy() if leaf >= 0 else np.zeros(1, dtype=np.int64)
+    if len(items) > 1:
+        items = items[~np.isin(items, banned)]
+        items = items if offered is None else items[np.isin(items, offered)]
+    return int(items[0])
 
 
 def _twins(catalog: Catalog, item: int) -> np.ndarray:
