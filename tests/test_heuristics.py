@@ -17,6 +17,7 @@ from recbole_ilrec.collaborative.reward_model import load_reward_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.runs.recommendation import Recommender
 from tests.toy import TINY, write_toy
 from tests.worlds import ring_world, write_dataset
 
@@ -129,6 +130,10 @@ def test_its_settings_are_part_of_the_runs_key_and_its_counts_of_the_checkpoint(
     (folder,) = (root / "saved").glob("Transitions-toy-*")
     again = run_recbole_ilrec("Transitions", "toy", config_dict=settings(root, resume_from_checkpoint=str(folder)))
     assert again["test_result"] == first["test_result"]
+    state = folder / "best/state.json"
+    state.write_text(state.read_text().replace('"transitions.decay": 0.6', '"transitions.decay": 0.2'))
+    asked = Recommender.load(folder, device="cpu").trained.config
+    assert asked.settings.transitions.decay == 0.2, "what it was trained with, whatever the preset says today"
     run_recbole_ilrec("Transitions", "toy", config_dict=settings(root, **{"transitions.decay": 0.5}))
     keys = [json.loads(line)["evaluation"]["run"] for line in (root / "saved/records.jsonl").read_text().splitlines()]
     assert keys[0] == keys[1] != keys[2]
@@ -151,6 +156,10 @@ def test_transitions_can_be_the_reward_of_a_language_model(root):
     probabilities = load_reward_model(config, data.train._dataset).probabilities(rows)
     assert torch.allclose(probabilities.sum(1), torch.ones(7, dtype=torch.float64)) and (probabilities > 0).all()
     assert (probabilities.max(1).values > 0.2).all()
+    (kept,) = (root / "saved/cache/reward").glob("Transitions-toy-*")
+    given = Config("GRU4Rec", "toy", None, settings(root, reward_model="Transitions", reward_checkpoint=str(kept)))
+    again = load_reward_model(given, data.train._dataset).probabilities(rows)
+    assert torch.equal(again, probabilities), "its counts are part of a checkpoint too"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recbole_ilrec.collaborative.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.lookup import find_model, keys_read_by
+from recbole_ilrec.configuration.lookup import find_model, read_of
 from recbole_ilrec.configuration.outcome import OUTCOME_FREE, decides, interactions_key, own_code
 from recbole_ilrec.configuration.presets import preset, read_yaml
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
@@ -259,7 +259,7 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
             f"reward_checkpoint={folder} knows other items than dataset '{config.dataset}': use one trained on "
             "this dataset with the same filters, or leave reward_checkpoint out to train one."
         )
-    stored = {key: state["config"][key] for key in keys_read_by(model_class) if key in state["config"]}
+    stored = read_of(model_class, state["config"])
     own = {key: value for key, value in stored.items() if key not in _SELECTING and key not in OUTCOME_FREE}
     model = build_model(reward_config(config, own), dataset)
     load_weights(model, state["model"], folder)

@@ -7,7 +7,7 @@ of the user's own, a child of any of these or of RecBole's ``SequentialRecommend
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,12 @@ def keys_read_by(model_class: type) -> set[str]:
     others = ("builtins", "torch", "recbole_ilrec")
     parents = [parent for parent in model_class.__mro__ if parent.__module__.partition(".")[0] not in others]
     return {key for parent in parents for key in _READ.findall(_source(parent))} - _INTERNAL
+
+
+def read_of(model_class: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of a run those that its model reads: by their names, or typed ones by their section."""
+    read, sections = keys_read_by(model_class), getattr(model_class, "sections", ())
+    return {key: value for key, value in stored.items() if key in read or key.partition(".")[0] in sections}
 
 
 def _source(model: type) -> str:

@@ -11,7 +11,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 
 from recbole_ilrec.collaborative.classical import build_model, items_key, load_weights
 from recbole_ilrec.configuration.config import Config
-from recbole_ilrec.configuration.lookup import find_model, keys_read_by
+from recbole_ilrec.configuration.lookup import find_model, read_of
 from recbole_ilrec.configuration.outcome import OUTCOME_FREE, own_texts
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
@@ -120,8 +120,9 @@ def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
             from recbole_ilrec.training.best_weights import WINDOW
         return {"MAX_ITEM_LIST_LENGTH": state[WINDOW]} if WINDOW in state else {}
     _, model, _ = find_model(state[REQUEST]["model"])
-    reads = (*keys_read_by(model), "MAX_ITEM_LIST_LENGTH", "exclude_history")
-    return {key: state["config"][key] for key in reads if key in state["config"] and key not in OUTCOME_FREE}
+    stored, always = state["config"], ("MAX_ITEM_LIST_LENGTH", "exclude_history")
+    kept = read_of(model, stored) | {key: stored[key] for key in always if key in stored}
+    return {key: value for key, value in kept.items() if key not in OUTCOME_FREE}
 
 
 def _moved(settings: Settings, moved: Mapping[str, Any]) -> Settings:
