@@ -90,10 +90,12 @@ def test_random_items_are_distinct_wrong_and_new_to_the_user():
 
 
 def test_random_items_are_drawn_evenly():
-    pairs = pairs_of([[1, 2]] * 4000, 4)
-    count = np.bincount(draw_rejected(pairs, ALONE, 5, seed=0, draw=0).ravel(), minlength=21)
+    pairs = pairs_of([[1, 2]] * 5000, 4)
+    drawn = draw_rejected(pairs, ALONE, 5, seed=0, draw=0)
+    count = np.bincount(drawn.ravel(), minlength=21)
     assert not count[:3].any()
-    assert count[3:] == pytest.approx(np.full(18, 20000 / 18), rel=0.15)
+    assert count[3:] == pytest.approx(np.full(18, 25000 / 18), rel=0.15)
+    assert not (drawn[:-4096] == drawn[4096:]).all(1).any(), "blocks of rows have draws of their own"
 
 
 def test_popular_items_are_drawn_by_their_weight():
@@ -102,6 +104,13 @@ def test_popular_items_are_drawn_by_their_weight():
     weights[[3, 4, 5]] = 1, 3, 6
     count = np.bincount(draw_rejected(pairs, ALONE, 1, seed=0, draw=0, weights=weights).ravel(), minlength=21)
     assert count[[3, 4, 5]] / 4000 == pytest.approx(np.array([0.1, 0.3, 0.6]), abs=0.03)
+
+
+def test_popular_items_are_drawn_by_their_weight_also_where_hardly_any_item_is_left():
+    pairs = pairs_of([range(1, 19)], 20).take(np.full(1000, 16))
+    weights = np.r_[0.0, np.full(18, 1e4), 1.0, 9.0]  # the two that are new to the user are nearly never met by chance
+    count = np.bincount(draw_rejected(pairs, ALONE, 1, seed=0, draw=0, weights=weights).ravel(), minlength=21)
+    assert count[19:] / 1000 == pytest.approx(np.array([0.1, 0.9]), abs=0.04)
 
 
 def test_draws_repeat_with_their_number_and_seed_only():
@@ -120,15 +129,15 @@ def test_a_user_who_knows_nearly_everything_has_fewer_rejected_items():
 
 
 def test_similar_items_are_the_nearest_that_are_new_to_the_user():
-    """Items on an arc, ever closer to each other: the nearest to 8 are 9, 7, 10 and 6."""
+    """Items on an arc, ever closer to each other: the nearest to 8 are 9, 7, 10, 6 and 11."""
     angle = 0.4 * np.log(np.arange(1, 21))
-    angle[19] = angle[7] + 0.01  # item 20 is next to item 8, and item 5 carries the identifier of item 8
+    angle[19] = angle[7] + 0.01  # item 20 is next to item 8, and item 10 carries the identifier of item 8
     vectors = np.stack([np.cos(angle), np.sin(angle)], 1) * np.arange(1, 21)[:, None]
     group = ALONE.copy()
-    group[5] = 8
+    group[10] = 8
     pairs = pairs_of([[9, 3, 8], [1, 8]], 4)
     found = similar_items(pairs, group, vectors, 3)
-    assert found[pairs.target == 8].tolist() == [[20, 7, 10], [20, 9, 7]]
+    assert found[pairs.target == 8].tolist() == [[20, 7, 6], [20, 9, 7]]
     assert similar_items(pairs_of([[*range(1, 20)]], 30), ALONE, vectors, 2)[-1].tolist() == [20, 0]
 
 

@@ -181,6 +181,17 @@ def test_parts_do_not_change_which_rows_a_step_has():
         assert sorted(a[0].tolist()) == sorted(np.concatenate(b).tolist())
 
 
+def test_steps_are_shuffled_in_each_epoch_anew_and_so_are_templates_and_dropped_items():
+    size = np.arange(1, 201)
+    plan = StepPlan(size, np.ones(200, dtype=int), 10, 1, 7)
+    lengths = [[size[step[0]].mean() for step in plan.epoch(epoch)] for epoch in (0, 1, 0)]
+    assert lengths[0] == lengths[2] != lengths[1] and sorted(lengths[0]) not in lengths
+    rows = TrainRows(pairs_of([range(1, 12)], 8), rows="prefix", window=8, variants=9, item_dropout=0.5)
+    drawn = [[rows.example(epoch, row) for row in range(len(rows))] for epoch in (0, 1)]
+    for what in (lambda example: example.variant, lambda example: len(example.items)):
+        assert [what(example) for example in drawn[0]] != [what(example) for example in drawn[1]]
+
+
 @pytest.mark.parametrize("kind", ["prefix", "sequence"])
 def test_rows_of_a_step_are_of_like_length_after_item_dropout(kind):
     chance = np.random.default_rng(0)
