@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from recbole_ilrec.identifiers.quantizer import (
     squared_distances,
 )
 from recbole_ilrec.identifiers.sinkhorn import transport_plan
+from recbole_ilrec.models.item_index import index_vectors
 from recbole_ilrec.settings import IndexSettings
 
 SMALL = IndexSettings(
@@ -122,9 +124,13 @@ def test_commitment_moves_the_encoder_and_the_rest_only_the_codebooks():
     free.quantise(latent).loss.backward()
     assert latent.grad is None or not latent.grad.any()
     assert free.codebooks.grad.any()
-    tied = model_of(SMALL)
-    tied.quantise(latent).loss.backward()
-    assert latent.grad.any()
+    tied, latent.grad = model_of(SMALL), None
+    quantised = tied.quantise(latent)
+    quantised.loss.backward()
+    torch.testing.assert_close(tied.codebooks.grad, free.codebooks.grad)
+    chosen = torch.stack([book[column] for book, column in zip(tied.codebooks, quantised.codes.T, strict=True)])
+    rest = (latent - chosen.cumsum(0)).sum(0).detach()  # what each level leaves: that of every level is to shrink
+    torch.testing.assert_close(latent.grad, SMALL.commitment * 2 * rest / latent.numel() / SMALL.levels)
 
 
 def test_quantisation_loss_is_the_mean_over_levels_of_codebook_and_commitment():
@@ -142,6 +148,51 @@ def test_batch_norm_and_dropout_are_real_switches():
     assert {type(layer).__name__ for layer in full.encoder} == {"SeededDropout", "Linear", "BatchNorm1d", "ReLU"}
     inputs = random(4, 16)
     assert torch.equal(full.eval().encoder(inputs), full.encoder(inputs))
+
+
+def test_looking_at_codes_does_not_end_the_training():
+    model, vectors = model_of(SMALL).train(), random(9, 16)
+    for look in (model.encode, model.last_level_distances, lambda v: model.start(v, torch.Generator())):
+        look(vectors)
+        assert model.training and model.encoder.training
+
+
+def test_the_state_with_the_fewest_collisions_is_kept(monkeypatch):
+    vectors, counts, encode = random(60, 6), [], ResidualQuantizer.encode
+
+    def counted(model, rows):
+        codes = encode(model, rows)
+        counts.append(len(rows) - len(codes.unique(dim=0)))
+        return codes
+
+    monkeypatch.setattr(ResidualQuantizer, "encode", counted)
+    model = fit_quantizer(vectors, SMALL.model_copy(update={"learning_rate": 0.3}), seed=0)
+    kept = len(vectors) - len(encode(model, vectors).unique(dim=0))
+    assert kept == min(counts) < counts[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"commitment": 2.0}, {"quantisation_weight": 0.1}, {"weight_decay": 0.9}, {"sinkhorn_iterations": 1}],
+    ids=str,
+)
+def test_what_is_set_for_the_training_changes_what_is_learned(change):
+    few = SMALL.model_copy(update={"epochs": 2, "sinkhorn_epsilon": (0.003,)})
+    books = [fit_quantizer(random(40, 6), few.model_copy(update=own), seed=0).codebooks for own in ({}, change)]
+    assert not torch.equal(*books)
+
+
+def test_steps_grow_at_first_and_then_shrink_to_nothing(monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer, *args, **kwargs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    fit_quantizer(random(64, 6), SMALL, seed=0)  # 40 steps, two of warm-up
+    assert rates[:2] == pytest.approx([SMALL.learning_rate / 2, SMALL.learning_rate])
+    assert rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] < SMALL.learning_rate / 20
 
 
 # --- edges
@@ -249,6 +300,10 @@ def test_tfidf_rows_have_unit_length_and_follow_the_words(dimension, caplog):
     assert torch.equal(vectors, tfidf_vectors(TITLES, dimension, seed=0))
 
 
+def test_vectors_of_texts_have_the_length_that_is_set():
+    assert index_vectors({"seed": 0}, None, TITLES, IndexSettings(dimension=3)).shape == (6, 3)
+
+
 def test_tfidf_of_texts_without_words_is_refused():
     with pytest.raises(UserError, match="No word in the texts of 2 items"):
         tfidf_vectors(["", "  "], 8, seed=0)
@@ -284,6 +339,14 @@ def test_encoder_vectors_do_not_depend_on_padding_and_empty_texts_are_zero(tiny_
     alone = encoder_vectors(titles, str(tiny_encoder), batch_size=1)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(together.norm(dim=1).numpy(), [1, 1, 1, 1, 0, 1, 1], rtol=1e-5)
+
+
+def test_an_encoder_without_a_padding_token_pads_with_its_end(tiny_encoder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    raw = transformers.PreTrainedTokenizerFast.from_pretrained(tiny_encoder).backend_tokenizer
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="[UNK]").save_pretrained(folder)
+    torch.testing.assert_close(encoder_vectors(TITLES, str(folder)), encoder_vectors(TITLES, str(tiny_encoder)))
 
 
 def test_missing_or_foreign_encoder_folders_are_refused(tmp_path):

@@ -76,6 +76,7 @@ def test_written_index_is_read_back_in_the_order_asked_for(tmp_path):
     assert read_index(path, ["i3", "i1"]) == [("<a_1>", "<b_1>", "<c_1>"), ("<a_1>", "<b_0>")]
     assert json.loads(path.read_text(encoding="utf-8"))["é"] == ["<a_1>", "<b_1>", "<c_0>"]
     assert [file.name for file in path.parent.iterdir()] == ["toy.index.json"]
+    assert path.stat().st_mode & 0o777 == 0o644, "others may read it"
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -233,6 +234,15 @@ def test_learned_identifiers_are_unique_even_when_all_vectors_are_equal(items, t
     names = [f"i{item}" for item in range(items)]
     write_index(tmp_path / "x.index.json", names, identifiers)
     assert read_index(tmp_path / "x.index.json", names) == identifiers, "our own depths must be readable"
+
+
+def test_items_that_collide_are_moved_by_lcrecs_rounds_where_these_are_asked_for():
+    vectors = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    small = IndexSettings(levels=2, codebook_size=6, hidden=(8,), code_dim=4, epochs=1)
+    nearest, moved = (
+        learn_identifiers(vectors, small.model_copy(update={"reassign_rounds": rounds}), seed=0) for rounds in (0, 9)
+    )
+    assert nearest != moved and [row[0] for row in nearest] == [row[0] for row in moved]
 
 
 def test_learned_identifiers_with_mixed_depths_are_readable(tmp_path):
