@@ -171,6 +171,21 @@ def _seed(seed):
     return built(seed=seed)
 
 
+def test_lists_are_drawn_as_it_is_set_and_those_of_validation_and_test_are_not_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dataset", "ring", *ring_world())
+
+    def lists(**own):
+        task = {"task": "candidates", "candidates.count": 6, "topk": [1], "valid_metric": "Hit@1", "device": "cpu"}
+        data = build_data(Config("Pop", "ring", None, {**task, **own}))
+        return [part._dataset.inter_feat[CANDIDATES] for part in (data.valid, data.test)]
+
+    valid, test = lists()
+    assert (valid == test).double().mean() < 0.3
+    by_target = [lists(**{"candidates.seeding": "target"}, seed=seed)[1] for seed in (1, 2)]
+    assert torch.equal(*by_target), "the published way knows no seed"
+
+
 def test_sampled_evaluation_ranks_the_true_item_among_what_recbole_draws(ring):
     modes = {
         "eval_args": {"mode": "uni5"},

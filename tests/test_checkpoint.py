@@ -75,6 +75,8 @@ def test_an_older_checkpoint_is_replaced_and_leaves_nothing_behind(tmp_path):
     for step in range(3):
         save_state(tmp_path, {"x": torch.tensor(step)}, kind="")
     assert load_state(tmp_path)["x"] == 2 and len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "new").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "others may read it"
 
 
 @pytest.mark.parametrize("fault", ["save_file", "write_atomically"])

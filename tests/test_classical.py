@@ -14,7 +14,7 @@ from recbole.utils import init_seed
 
 from recbole_ilrec import run_recbole_ilrec
 from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
-from recbole_ilrec.collaborative.reward_model import item_vectors, load_reward_model
+from recbole_ilrec.collaborative.reward_model import item_vectors, load_reward_model, reward_key
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import run_key
 from recbole_ilrec.data.dataset import build_data
@@ -71,7 +71,7 @@ def weights(folder):
 
 
 def straight_and_resumed(root, epochs=4, stop_after=2, **changes):
-    """Weights, losses and results of a run, and of one that is killed in an epoch and resumed from its folder."""
+    """Weights, losses, curves and results of a run, and of one that is killed in an epoch and then resumed."""
     outcomes = []
     for interrupted in (False, True):
         config = config_for(root, epochs=epochs, **changes)
@@ -94,7 +94,7 @@ def straight_and_resumed(root, epochs=4, stop_after=2, **changes):
             assert 0 < trainer.start_epoch <= stop_after
         result = trainer.fit(data.train, data.valid)
         test = trainer.evaluate(data.test)
-        outcomes.append((weights(trainer.folder / "last"), trainer.train_loss_dict, result, test))
+        outcomes.append((weights(trainer.folder / "last"), trainer.train_loss_dict, trainer.history, result, test))
     return outcomes
 
 
@@ -122,6 +122,14 @@ def test_early_stopping_is_remembered(root):
     trainer = ClassicalTrainer(config_for(root, epochs=50, stopping_step=0), build_model_for(root))
     trainer.resume_checkpoint(folder)
     assert trainer.finished
+
+
+def test_a_run_that_came_to_its_last_epoch_goes_on_when_more_are_asked_for(root):
+    run_recbole_ilrec("SASRec", "toy", config_dict=tiny(root, epochs=1, stopping_step=0))
+    (folder,) = (root / "saved").glob("SASRec-toy-*")
+    trainer = ClassicalTrainer(config_for(root, epochs=2, stopping_step=0), build_model_for(root))
+    trainer.resume_checkpoint(folder)
+    assert not trainer.finished and trainer.start_epoch == 1
 
 
 def build_model_for(root, model="SASRec", **changes):
@@ -240,11 +248,24 @@ def test_the_reward_model_is_trained_once_and_leaves_the_generators_alone(root):
         reward = load_reward_model(config, data.train._dataset)
         drawn.append((torch.rand(1).item(), reward.probabilities(rows)))
     assert drawn[0][0] == drawn[1][0] and torch.equal(drawn[0][1], drawn[1][1])
+    sharp = config_for(root, "GRU4Rec", **REWARD, **{"reward.temperature": 0.5})
+    squared = load_reward_model(sharp, data.train._dataset).probabilities(rows)
+    torch.testing.assert_close(squared, drawn[0][1].square() / drawn[0][1].square().sum(1, keepdim=True))
+    elsewhere = config_for(root, "GRU4Rec", **REWARD, cache_dir=str(root / "other"))
+    again = load_reward_model(elsewhere, data.train._dataset).probabilities(rows)
+    assert torch.equal(again, drawn[0][1]), "whatever was drawn before, its seed decides"
     assert len(list((root / "saved/cache/reward").iterdir())) == 1
     probabilities = drawn[0][1]
     assert probabilities.shape == (9, data.dataset.item_num - 1) and probabilities.dtype == torch.float64
     assert torch.allclose(probabilities.sum(1), torch.ones(9, dtype=torch.float64))
-    assert item_vectors(config, data.train._dataset).shape == (data.dataset.item_num - 1, 16)
+    vectors = item_vectors(config, data.train._dataset)
+    assert vectors.shape == (data.dataset.item_num - 1, 16)
+    assert torch.equal(vectors[4], reward.model.item_embedding(torch.tensor(5)))
+    key = reward_key(config, data.train._dataset)
+    with (root / "toy/toy.inter").open("a") as stream:
+        stream.write("u0\ti1\t99\n")
+    more = config_for(root, "GRU4Rec", **REWARD)
+    assert reward_key(more, build_data(more).train._dataset) != key
 
 
 def test_the_reward_model_can_mask_the_history(root):
@@ -255,6 +276,10 @@ def test_the_reward_model_can_mask_the_history(root):
     probabilities = load_reward_model(config, data.train._dataset).probabilities(rows)
     again = item == rows["item_id"][row]  # the truth keeps its own where a user returns to it
     assert (probabilities[row, item - 1] == 0).equal(~again) and (probabilities > 0).any(1).all()
+    reward = load_reward_model(config, data.train._dataset)
+    told = [item[row == number].numpy() for number in range(9)]
+    assert torch.equal(reward.probabilities(rows, past=told), probabilities)
+    assert (reward.probabilities(rows, past=[own[:0] for own in told]) > 0).all(), "of users of whom nothing is known"
 
 
 def test_a_run_can_be_the_reward_model_with_its_own_sizes(root):

@@ -151,6 +151,13 @@ def test_line_ends_of_either_kind_and_blank_lines_are_no_part_of_a_field(tmp_pat
     assert frame.values.tolist() == [["u", ":i\x0b", 2.0], ["v", "j", 1.0]]
 
 
+def test_an_empty_number_that_need_not_be_there_is_a_missing_value(tmp_path):
+    path = tmp_path / "x.inter"
+    path.write_text("user_id:token\titem_id:token\trating:float\nu\ti\t\nu\tj\t4\n")
+    frame, _ = read_interactions(path, required={"user_id": "token", "item_id": "token"}, wanted=lambda _: True)
+    np.testing.assert_array_equal(frame["rating"], [np.nan, 4.0])
+
+
 def test_rows_are_indexed_as_recbole_indexes_them():
     columns_ = {"item": torch.arange(5), "list": torch.arange(10).view(5, 2)}
     mask = torch.tensor([True, False, True, False, False])
@@ -164,6 +171,7 @@ def test_rows_are_indexed_as_recbole_indexes_them():
 def test_the_first_users_are_evaluated(root):
     data = build_data(config_for(root, eval_users=5))
     assert len(data.valid._dataset) == len(data.test._dataset) == 5 and len(data.train._dataset) > 50
+    assert data.rows["valid"] == data.rows["test"] == 40, "so many there are"
 
 
 def test_content_key_follows_the_data_and_the_filters(root):
@@ -240,6 +248,7 @@ GOOD = [f"u\ti{n}\t{n}" for n in range(6)]
         ([*GOOD, "u\ti9\tinf"], None, "toy.inter:8: timestamp='inf'"),
         ([*GOOD, "\ti9\t1"], None, "toy.inter:8: the user_id is empty"),
         (GOOD, "user_id\titem_id\ttimestamp", "toy.inter:1: column 'user_id' is not"),
+        (GOOD, "user_id:token\tuser_id:token\ttimestamp:float", "toy.inter:1: column 'user_id:token' is not a"),
         (GOOD, "user_id:token\titem_id:token\ttime:float", "toy.inter:1: the column 'timestamp:float' is missing"),
         (GOOD, "user_id:token\titem_id:float\ttimestamp:float", "the column 'item_id:token' is missing"),
         ([], None, "no interactions"),

@@ -14,16 +14,25 @@ from recbole_ilrec.data.sequences import Sequences
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import locate, unroll
+from recbole_ilrec.models.item_index import item_identifiers
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.prompt.rows import Pairs, StepPlan, TrainRows
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.runtime.interrupts import StopSignals
-from recbole_ilrec.runtime.resumption import checkpoints
+from recbole_ilrec.runtime.resumption import bring_back_best, checkpoints, clear_up, remove
 from recbole_ilrec.runtime.weights import WeightAverage
 from recbole_ilrec.settings import DecodeSettings, Settings
 from recbole_ilrec.training.loop import StepTrainer
-from tests.worlds import QUICK, compact_encoder, pairs_of, small_backbone, small_catalog, write_dataset
+from tests.worlds import (
+    QUICK,
+    compact_encoder,
+    pairs_of,
+    small_backbone,
+    small_catalog,
+    write_dataset,
+    write_titled_ring,
+)
 
 CPU = torch.device("cpu")
 
@@ -181,6 +190,51 @@ def test_the_two_verbs_of_scoring_agree(place, excluded):
     assert bool(own.isinf().any()) == excluded
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_exact_run_proves_as_many_places_as_its_metrics_look_at(place, exact):
+    few = {"num_beams": 2, "topk": [1, 2], "valid_metric": "Hit@1", "decode.exact": exact}
+    config = Config("LCRec", "long", None, {**long_histories(place), **few})
+    data = build_data(config)
+    model = config.model_class(config, data.train._dataset).eval()
+    ranking = model.rank(to_pairs(data.test._dataset.inter_feat, model), batch_size=8)
+    assert bool(ranking.certified(2).all()) == exact
+
+
+def test_the_layers_states_pass_through_the_final_norm_unless_it_is_set_otherwise(place):
+    losses, plain = [], {"mu": 0, "ilrec.cpd_share": 1.0}
+    settings = {**long_histories(place), **plain}
+    for norm in (True, True, False):
+        config = Config("ILRec", "long", None, {**settings, "ilrec.apply_final_norm": norm})
+        data = build_data(config)
+        model = config.model_class(config, data.train._dataset).eval()
+        losses.append(model.calculate_loss(data.test._dataset.inter_feat).item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_learned_identifiers_are_kept_under_all_that_they_are_learned_from(place):
+    write_titled_ring(place)
+    few = {**QUICK, "index.epochs": 1, "index.levels": 2, "index.codebook_size": 4}
+
+    def kept(**own):
+        config = Config("LCRec", "ring", None, {**few, **own})
+        item_identifiers(config, build_data(config).train._dataset)
+        return len(list((place / "saved/cache").glob("ring-*.index.json")))
+
+    assert [kept(), kept(), kept(seed=1), kept(**{"index.commitment": 1.0})] == [1, 1, 2, 3]
+    texts = place / "dataset/ring/ring.item"
+    texts.write_text(texts.read_text().replace("red box", "red bag"))
+    assert kept() == 4
+
+
+def test_titles_are_cut_where_it_is_set(place):
+    write_titled_ring(place)
+    depths = []
+    for most in (4, 128):
+        config = Config("BIGRec", "ring", None, {**QUICK, "bigrec.max_title_tokens": most})
+        depths.append(config.model_class(config, build_data(config).train._dataset).catalog.depth)
+    assert depths[0] == 5 < depths[1]  # with the end token
+
+
 # ---- checkpoints
 
 
@@ -192,6 +246,31 @@ def test_only_complete_checkpoints_are_found_and_other_names_do_not_matter(tmp_p
     for name in ("checkpoint-old", "checkpoint-9.bak", ".checkpoint-12.tmp"):
         (tmp_path / name).mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+
+
+def test_what_a_killed_run_left_unfinished_goes_and_nothing_else(tmp_path, monkeypatch):
+    whole = save_state(tmp_path / "checkpoint-2", {}, kind="M")
+    (tmp_path / "checkpoint-3").mkdir()
+    torn = [tmp_path / ".result.json.tmp-7", whole / ".tensors.tmp-7"]
+    for path in (*torn, tmp_path / "notes"):
+        path.touch()
+    before = {path.name for path in whole.iterdir()}
+    clear_up(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "notes"}
+    assert {path.name for path in whole.iterdir()} == before - {torn[1].name}
+    (whole / "trainer_state.json").write_text("{}")
+    monkeypatch.setattr("recbole_ilrec.runtime.resumption.shutil.rmtree", lambda *_, **__: None)  # killed in it
+    remove(whole)
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_weights_that_were_best_later_go_unless_the_checkpoint_is_of_a_version_that_kept_none(tmp_path, validated):
+    checkpoint, best = (tmp_path / name for name in ("checkpoint-2", "best"))
+    for folder in (checkpoint, best):
+        save_state(folder, {}, kind="M")
+    bring_back_best(checkpoint, validated=validated)
+    assert best.is_dir() == validated
 
 
 def test_an_exchange_of_weights_that_was_interrupted_is_known(monkeypatch):
