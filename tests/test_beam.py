@@ -94,6 +94,8 @@ def test_excluded_history_is_never_recommended_and_nothing_else_is_lost(world):
     for row, history in enumerate(histories):
         found = {int(catalog.item_order[catalog.leaf_start[leaf]]) for leaf in ranking.leaf[row].tolist() if leaf >= 0}
         assert found == set(range(1, ITEMS + 1)) - set(history.tolist())
+    alone = rank(world, histories, num_beams=ITEMS, exclude_history=True, renormalise=True)
+    torch.testing.assert_close(alone.score.exp().sum(1), torch.ones(len(histories)))  # over what is left alone
 
 
 def test_banned_positions_are_sorted_and_padded_past_the_end(world):

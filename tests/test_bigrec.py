@@ -18,7 +18,7 @@ from recbole_ilrec.decoding.grounding import beams_first, best_of_group, closed_
 from recbole_ilrec.decoding.users import banned_positions, generate_users
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
-from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles
+from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles, joined_texts
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.models.title_ranker import TitleRanker
 from recbole_ilrec.prompt.encode import Example, PromptEncoder
@@ -122,6 +122,11 @@ def test_an_item_without_a_title_is_called_by_its_id():
     assert item_titles(items, ["1", "2", "3", "4"]) == (["A b", "2", "3", "M"], 2)
 
 
+def test_all_that_is_written_about_an_item_is_one_text_in_a_fixed_order():
+    items = [{"description": "d", "brand": "b", "title": "t", "url": "u"}, {"class": "c", "name": ""}, {}]
+    assert joined_texts(items) == ["t b d", "c", ""]
+
+
 # ---- prompts
 
 
@@ -189,6 +194,8 @@ def test_free_generation_with_one_beam_is_greedy_search_without_a_cache(written)
     end = greedy(prompts[1])[2]
     got = generate_users(backbone, encoder, histories, settings, eos_id=end, batch_size=3, device=device)
     assert got == [greedy(ids, end) for ids in prompts] and {2, 5} <= set(map(len, got))
+    more = BIGRecSettings(beams=4, max_new_tokens=5)
+    assert generate_users(backbone, encoder, histories, more, eos_id=end, batch_size=3, device=device) != got
 
 
 class Chain:
@@ -236,6 +243,12 @@ def test_the_item_whose_title_was_written_comes_first_and_the_rest_by_distance()
     assert ranking.score[0].tolist() == pytest.approx([0.0, 0.0, -1.0, -(10**0.5)])
     closed = torch.tensor([[False, False, True, False, True], [False] * 5])
     assert nearest(queries, items, 5, closed=closed).leaf.tolist() == [[3, 0, 1, -1, -1], [1, 0, 2, 3, 4]]
+
+
+def test_a_title_that_is_an_items_is_at_no_distance_from_it_however_far_off_all_are():
+    items = 30 + torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    ranking = nearest(items[:5], items, 2)
+    assert ranking.leaf[:, 0].tolist() == [0, 1, 2, 3, 4] and ranking.score[:, 0].abs().max() < 1e-4
 
 
 def test_a_statistic_pulls_items_up_by_the_formula():

@@ -1,5 +1,7 @@
 """The parts of a choice among candidates: what counts as an answer, how lists are drawn, prompts, decoding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,9 @@ from recbole_ilrec.prompt.candidates import draw_candidates, draw_offered
 from recbole_ilrec.prompt.encode import Example, PromptEncoder
 from recbole_ilrec.prompt.rows import Pairs, TrainRows
 from recbole_ilrec.prompt.template import load_template, parse_template
-from recbole_ilrec.settings import DecodeSettings
+from recbole_ilrec.schema import Ranking
+from recbole_ilrec.settings import CandidateSettings, DecodeSettings
+from recbole_ilrec.training.choice import answer_ratios
 from tests.test_beam import exhaustive
 from tests.worlds import compact_encoder, pairs_of, random_identifiers, small_backbone, small_catalog
 
@@ -57,7 +61,23 @@ def test_ratios_are_shares_of_all_answers_by_hand():
     targets = ["Hope", "Hope Sandoval", "Hope", "ABC", "Hope"]
     assert choice_ratios(answers, [NAMES] * 5, targets, "exact") == {"hitratio@1": 0.4, "validratio": 0.6}
     assert choice_ratios(answers, [NAMES] * 5, targets, "substring") == {"hitratio@1": 0.4, "validratio": 0.6}
-    assert choice_ratios(["ABC"], [["ABC", "ABC"]], ["ABC"], "substring") == {"hitratio@1": 1.0, "validratio": 1.0}
+    right = {"hitratio@1": 1.0, "validratio": 1.0}
+    assert choice_ratios(["ABC"], [["ABC", "ABC"]], ["ABC"], "substring") == right
+    for matching in ("exact", "substring"):
+        assert choice_ratios([NAMES[3]], [NAMES], [NAMES[3]], matching) == right, "a quote at the end is no part of it"
+
+
+@pytest.mark.parametrize(("matching", "ratio"), [("exact", 1.0), ("substring", 0.0)])
+def test_the_ratios_of_a_run_are_by_the_rule_that_is_set(titles, matching, ratio):
+    tokenizer, encoder = titles
+    settings = SimpleNamespace(task="candidates", candidates=CandidateSettings(matching=matching))
+    model = SimpleNamespace(settings=settings, catalog=encoder.catalog, backbone=SimpleNamespace(tokenizer=tokenizer))
+    one = np.ones((1, 1), int)  # somebody who chose "Star Trek", where there is "Star" too
+    own = Pairs(one[0], one, one[0], np.array([2]), candidates=np.array([[1, 2]]))
+    results = {"expected": {"hit@1": 1.0}}
+    best = Ranking(leaf=encoder.catalog.leaf_of_item[torch.tensor([[2, 1]])], score=torch.zeros(1, 2))
+    found = answer_ratios(model, own, best, results, free=False, batch_size=1, progress=None)
+    assert results["expected"] == {"hit@1": 1.0, **found[matching]} and found[matching]["hitratio@1"] == ratio
 
 
 # ---- lists
@@ -238,6 +258,20 @@ def test_the_search_over_candidates_is_exhaustive_and_finds_nothing_else(renorma
             )
         else:  # a distribution over the candidates alone
             assert ranking.score[row].exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_candidate_that_is_left_out_is_shown_all_the_same(titles):
+    tokenizer, encoder = titles
+    histories, candidates, read = [np.array([2, 4])], [np.array([3, 2, 1])], []
+
+    def log_probs(batch):
+        read.append(batch.input_ids[0].tolist())
+        return torch.zeros(1, 3)
+
+    how = {"vocabulary": 9, "batch_size": 1, "device": CPU}
+    rank_candidates(log_probs, encoder, histories, candidates, seen=[np.array([2])], **how)
+    prompt = encoder.prompt(histories[0], 0, candidates[0]).tolist()
+    assert read[0][: len(prompt)] == prompt and '"red box", "Star Trek", "Star"' in tokenizer.decode(prompt)
 
 
 def test_seen_candidates_are_left_out_where_the_history_is():

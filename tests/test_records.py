@@ -321,6 +321,12 @@ def test_beams_that_are_no_items_or_twice_the_same_are_counted():
     assert (quality.length, quality.valid, quality.distinct) == (4, 7 / 8, 6 / 8)
 
 
+def test_lists_are_exact_as_far_as_the_metrics_look():
+    score, leaf = torch.tensor([[-1.0, -2.0, -5.0]] * 2), torch.tensor([[0, 1, 2]] * 2)
+    ranking = Ranking(leaf=leaf, score=score, bound=torch.tensor([-1.5, -3.0]))
+    assert [list_quality(ranking, places).exact for places in (1, 2, 3)] == [1.0, 0.5, 0.0]
+
+
 def test_epochs_of_a_run_are_not_those_of_its_reward_model():
     own = {"supervised": {"epochs": 3, "earlier": {"epochs": 2}}, "preference": {"epochs": 1}}
     assert epochs_of({**own, REWARD: {"epochs": 4}, f"supervised/{REWARD}": {"epochs": 4}}) == (5, 1)

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from recbole_ilrec.backbone.tiny import build_tokenizer
+from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.identifiers.catalog import Catalog
 from recbole_ilrec.models.methods import ILRec
+from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.prompt.encode import PromptEncoder
 from recbole_ilrec.prompt.rows import StepPlan, TrainRows
@@ -23,7 +26,7 @@ from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.settings import build_settings
 from recbole_ilrec.training.loop import StepTrainer
-from recbole_ilrec.training.task_batches import TaskBatches
+from recbole_ilrec.training.task_batches import TaskBatches, task_batches
 from tests.worlds import QUICK, pairs_of, ring_world, write_dataset
 
 PROJECT = Path(__file__).parents[1]
@@ -115,10 +118,25 @@ def test_a_search_is_the_training_row_of_the_files_item_and_a_preference_the_use
     assert read[1] == ("<s><t0><t2>, <t0><t1> tells", "likes cups</s>")
 
 
+def test_a_query_is_drawn_from_what_the_user_wants_and_what_the_item_is_like():
+    spec = {"tasks": {"itemsearch": [{"ask": "{query}", "answer": "{item}"}]}}
+    rows, tokenizer = rows_of(parse_task_templates(spec, "test", ("itemsearch",)))
+    asked = {tokenizer.decode(rows.row(epoch, 0).ids, skip_special_tokens=True) for epoch in range(12)}
+    assert asked == {f"{query}<t4><t5>" for query in ("something for the head", "a hat")}
+
+
 def test_oldest_items_go_first_when_a_question_is_too_long_and_texts_are_cut():
     read, encoded = one("fusionseqrec", "{titles}?", "{item}", max_text_tokens=3, max_length=11)
     assert read[2][0] in ("<s>blue hat?", "<s>red cup, blue hat?")
     assert max(len(row.ids) for row in encoded) <= 11
+    long = AlignmentTexts(("", "cup " * 9, "", "", ""), ("",) * 5)
+    _, (cut,) = one("index2item", "{item}?", "{title}", texts=long, max_text_tokens=3)
+    assert len(cut.target) == 4  # and the end token
+    whole, encoded = one("fusionseqrec", "{history}?", "{item}")
+    longest = max(len(row.ids) for row in encoded)
+    assert one("fusionseqrec", "{history}?", "{item}", max_length=longest)[0] == whole, "exactly what there is room for"
+    shorter = one("fusionseqrec", "{history}?", "{item}", max_length=longest - 1)[0]
+    assert [a == b for a, b in zip(shorter, whole, strict=True)] == [True, True, False, True, True]
     with pytest.raises(UserError, match="prompt.max_length=11 is too small for item2index"):
         one("item2index", "Which {title}? {description}", "{item}", max_text_tokens=9, max_length=11)
 
@@ -143,6 +161,10 @@ def test_a_sample_of_the_fusion_rows_is_drawn_once_by_the_seed():
     again, _ = rows_of(shipped(("fusionseqrec",)), fusion_sample=2)
     assert len(rows) == 2
     assert rows.row(3, 0).ids.tolist() == again.row(3, 0).ids.tolist()
+    spec = {"tasks": {"fusionseqrec": [{"ask": "{history}", "answer": "{item}"}]}}
+    one_prompt = parse_task_templates(spec, "test", ("fusionseqrec",))
+    seeds = [rows_of(one_prompt, fusion_sample=2, seed=seed)[0] for seed in range(5)]
+    assert len({tuple(int(own.row(0, row).number[0]) for row in (0, 1)) for own in seeds}) > 1
 
 
 def test_a_text_that_spells_a_special_token_is_plain_text():
@@ -256,6 +278,21 @@ def test_a_mixture_with_item_texts_still_finds_the_next_item(ring):
     exact = {"train.item_dropout": 0.0, "topk": [1, 5], "valid_metric": "NDCG@5", "num_beams": 10}
     result = run(tasks=TASKS, **{"alignment.template": "short.yaml"}, **wider, **learn, **exact)
     assert result["test_result"]["hit@1"] == 1.0
+
+
+def test_texts_are_cut_and_histories_drawn_as_it_is_set(ring):
+    lengths = []
+    for most in (2, 50):
+        own = {"alignment.max_text_tokens": most, "alignment.fusion_sample": 7, "tasks": ["seqrec", "fusionseqrec"]}
+        config = Config("LCRec", "ring", None, {**QUICK, **own})
+        dataset = build_data(config).train._dataset
+        model = config.model_class(config, dataset)
+        pairs = to_pairs(dataset.inter_feat, model)
+        rows = TrainRows(pairs, rows="sequence", window=20)
+        batches, _, _ = task_batches(config, model, model.alignment, rows, pairs)
+        assert batches.tasks.tasks == ["fusionseqrec"] * 7
+        lengths.append(batches.tasks.num_tokens.sum())
+    assert lengths[0] < lengths[1]
 
 
 @pytest.mark.parametrize("ilrec_tasks", [["seqrec"], ["fusionseqrec"]])
