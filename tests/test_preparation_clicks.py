@@ -14,10 +14,11 @@ CLICKS = """time,user,item,stars
 2024-05-01T09:00:00Z,Zoë B,tee 1,4
 2024-05-01T09:00:00Z,Zoë B,tee 1,4
 2024-05-02 08:00:00,Zoë B,"tee, 3",1
+2024-05-02T08:00:00Z,Zoë B,tee 2,5
 2024-05-03,Zoë B,tee 1,2
 2024-05-01,loner,tee 2,3
 """
-"""Out of order; a copy; two equal times in two zones; an item again at another time; a user with one click."""
+"""Out of order; copies, near and far; two equal times in two zones; an item again later; a user with one click."""
 ITEMS = 'item_id:token;title;maker\ntee 1;"Früchte; „süß“";日本\ntee, 3;;\ntee 9;never clicked;x\n'
 
 
@@ -44,7 +45,7 @@ def test_a_table_of_clicks_becomes_sequences_in_time_order(tmp_path, caplog):
     assert made.counts["users"] == 2 and made.counts["items_with_text"] == 1
     texts = read_items(tmp_path / "out/mine/mine.item")
     assert texts == {"tee 1": {"title": "Früchte; „süß“", "maker": "日本"}}
-    assert "1 of 6 rows are copies" in caplog.text and "1 of 2 users have fewer than 3 clicks" in caplog.text
+    assert "2 of 7 rows are copies" in caplog.text and "1 of 2 users have fewer than 3 clicks" in caplog.text
     assert "2 of 3 items have no text: tee 2, tee, 3." in caplog.text
     assert prepare("mine", "clicks", tmp_path, tmp_path / "out").up_to_date
 
@@ -54,7 +55,9 @@ def test_json_lines_and_other_tables_give_the_same_dataset(tmp_path):
     text = "".join(json.dumps({"user_id": u, "item_id": i, "timestamp": t, "x": None}) + "\n" for u, i, t in rows)
     tsv = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(f"{u}\t{i}\t{t}\n\n" for u, i, t in rows)
     expected = [("u1", "1", "0"), ("u1", "3", "1"), ("u2", "3", "0")]
-    for name, file in (("a", {"clicks_jsonl": text}), ("b", {"clicks_tsv": tsv}), ("c", {"c_csv": tsv})):
+    files = {"a": {"clicks_jsonl": text}, "b": {"clicks_tsv": tsv}, "c": {"c_csv": tsv, "clicks_csv": HEAD}}
+    files["e"] = {"clicks_csv": f"\ufeff{tsv}"}  # as spreadsheets write it
+    for name, file in files.items():
         (tmp_path / name).mkdir()
         prepare(name, "clicks", put(tmp_path / name, **file), tmp_path / "out")
         assert rows_of(tmp_path / "out", name) == expected

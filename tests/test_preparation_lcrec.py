@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation import pipeline, prepare, read_items
 from recbole_ilrec.preparation.files import recover
+from recbole_ilrec.preparation.lcrec import LCREC
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
 
@@ -65,7 +67,7 @@ def test_a_folder_with_texts_and_index_becomes_a_recbole_dataset(tmp_path):
     assert "2 users, 3 items, 6 interactions" in done.summary and "Wrote" in done.summary
 
 
-def test_the_same_inputs_are_not_prepared_twice_and_changed_inputs_are(tmp_path):
+def test_the_same_inputs_are_not_prepared_twice_and_changed_inputs_are(tmp_path, monkeypatch):
     path = raw(tmp_path / "raw", inter=INTER, index=INDEX)
     prepare("toy", "lcrec", path, tmp_path / "out")
     stamp = (tmp_path / "out/toy/toy.inter").stat().st_mtime_ns
@@ -75,7 +77,17 @@ def test_the_same_inputs_are_not_prepared_twice_and_changed_inputs_are(tmp_path)
     raw(path, inter={"0": [1, 2]})
     changed = prepare("toy", "lcrec", path, tmp_path / "out")
     assert not changed.up_to_date and changed.counts["interactions"] == 2
+    for name, value in (("FORMAT", 99), ("SOURCES", {"lcrec": replace(LCREC, settings={"core": 5})})):
+        monkeypatch.setattr(pipeline, name, value)  # another version of this package
+        assert not prepare("toy", "lcrec", path, tmp_path / "out").up_to_date, name
+        assert prepare("toy", "lcrec", path, tmp_path / "out").up_to_date
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["toy"]
+
+
+def test_an_item_with_tokens_needs_no_text_and_is_named(tmp_path, caplog):
+    path = raw(tmp_path / "raw", inter=INTER, index=INDEX, item={"0": TEXTS["0"], "2": TEXTS["2"]})
+    assert prepare("toy", "lcrec", path, tmp_path / "out").counts["items_with_text"] == 2
+    assert "X.item.json has no text for 1 items (1)" in caplog.text
 
 
 def test_a_damaged_output_is_made_again(tmp_path):
