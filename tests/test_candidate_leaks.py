@@ -34,9 +34,15 @@ def test_an_item_that_is_only_ever_in_histories_is_no_unseen_one():
 
 
 def test_fair_lists_give_nothing_away():
-    findings = found(*fair())
+    histories, targets, lists = fair()
+    findings = found(histories, targets, lists)
     assert len(findings) == 11 and not needing_attention(list(findings.values()))
     assert findings["popularity"].numbers["rate"] == pytest.approx(1 / SIZE, abs=0.03)
+    shown = {"rows": int((targets == 1).sum()), "seen": sum(1 in row for row in lists), "only_new": 0}
+    assert findings["history"].numbers == shown, "every history is the item 1"
+    pairs = [np.r_[row[row != target][:1], target] for row, target in zip(lists, targets, strict=True)]
+    mixed = [row[:: 1 - 2 * (number % 2)] for number, row in enumerate(pairs)]
+    assert found(histories, targets, mixed)["order"].level is Level.OK, "one other candidate is always in order"
 
 
 def test_equally_popular_items_are_guessed_alike():

@@ -92,6 +92,8 @@ def test_a_large_difference_is_significant_and_its_seed_fixes_the_p_value():
     a, b = at(*chance.integers(1, 5, 300)), at(*chance.integers(3, 12, 300))
     found = difference("ndcg", a, b, 10, seed=3)
     assert found.p == difference("ndcg", a, b, 10, seed=3).p == 1e-4 and found.low > 0
+    few, others = a[np.arange(60)], at(*chance.integers(1, 5, 60))
+    assert len({difference("ndcg", few, others, 10, seed=seed).p for seed in range(4)}) > 1
 
 
 def test_parts_hold_every_user_once_and_equal_values_together():
@@ -130,12 +132,12 @@ def test_examples_are_the_users_furthest_apart():
 
 
 def test_only_common_users_are_compared(tmp_path):
-    first = read_user_ranks(write_ranks(tmp_path / "a", [3, 1, 2], [30, INF, 20]))
+    first = read_user_ranks(write_ranks(tmp_path / "a", [3, 1, 7, 2], [30, INF, 7, 20]))
     second = read_user_ranks(ranks_file(write_ranks(tmp_path / "b", [4, 2, 3], [1, 2, 3], group=4), "test"))
     users = common_users(first, second)
-    assert first.places.rank.tolist() == [INF, 20, 30] and (first.name, second.name) == ("a", "b")
+    assert first.places.rank.tolist() == [INF, 20, 30, 7] and (first.name, second.name) == ("a", "b")
     assert users.user.tolist() == [2, 3] and users.a.rank.tolist() == [20, 30] and users.b.rank.tolist() == [3.5, 4.5]
-    assert (users.only_a, users.only_b) == (1, 1)
+    assert (users.only_a, users.only_b) == (2, 1)
 
 
 def test_items_that_share_an_identifier_count_as_in_the_runs_own_metrics(tmp_path):
@@ -147,7 +149,8 @@ def test_items_that_share_an_identifier_count_as_in_the_runs_own_metrics(tmp_pat
         assert hit(ranks.places, k).tolist() == pytest.approx(own[0].tolist())
         assert ndcg(ranks.places, k).tolist() == pytest.approx(own[1].tolist())
     assert ndcg(ranks.places, 5)[0] == pytest.approx((1 + 1 / math.log2(3)) / 2)
-    assert difference("hit", ranks.places, at(*[1] * 6), 1).test == "paired permutation"
+    for a, b in ((ranks.places, at(*[1] * 6)), (at(*[1] * 6), ranks.places)):
+        assert difference("hit", a, b, 1).test == "paired permutation"
     assert difference("hit", ranks.places, at(*[1] * 6), 20).test == "McNemar, exact"
     about = {"collisions": "optimistic"}
     assert read_user_ranks(write_ranks(tmp_path / "o", [1], [1], about, group=2)).places.rank.tolist() == [1]
@@ -196,7 +199,14 @@ def test_two_runs_are_compared_with_examples(runs, capsys):
     assert sum(part["users"] for part in found["by_history"]) == 30
     assert {part["label"] for part in found["by_history"]} <= {"6", "7", "8", "6-7", "7-8", "6-8"}
     (example,) = found["examples"]["a"]
-    assert example["rank_a"] == 1 and example["rank_b"] is None and len(example["history"]) == 3
+    assert example["rank_a"] == 1 and example["rank_b"] is None
+    sequences, _ = ring_world(users=30, items=12, length=7)
+    own = [f"Item called {item}" for item in sequences[int(example["user"][1:])]]
+    assert example["target"] == own[-1] and example["history"] == own[-4:-1]
+    times = np.bincount(np.concatenate([sequence[1:-2] for sequence in sequences]))  # a target of training rows
+    popular = times[[sequence[-1] for sequence in sequences]]
+    ends = [int(end) for part in found["by_popularity"] for end in part["label"].split("-")]
+    assert (min(ends), max(ends)) == (popular.min(), popular.max()) and popular.max() > 5
 
 
 def test_runs_of_every_family_say_the_same_of_the_same_data_and_are_compared(runs, capsys):

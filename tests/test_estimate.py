@@ -186,7 +186,7 @@ def test_durations_are_said_in_their_unit(seconds, said):
 def test_the_table_lines_up_and_says_what_may_be_less():
     parts = (
         Part("reading", 0.1, 1, ONCE),
-        Part("reward model", 0.0, 0, "epoch", note="kept from before"),
+        Part("reward model", 0.0, 0, "epoch", stops_early=True, note="kept from before"),
         Part("fine-tuning", 0.5, 1200, "step", error=0.05, stops_early=True),
     )
     text = render(Estimate("ILRec on ring", ("24 items",), parts, 1500, gpu_memory_mb=2500, disk_mb=40))
@@ -202,3 +202,4 @@ def test_the_table_lines_up_and_says_what_may_be_less():
         "together: at most 10.0 min\n"
         "memory: 1.6 GB, of the GPU 2.6 GB; checkpoints: up to 0.04 GB\n"
     )
+    assert not Estimate("nothing is left to stop early", (), parts[:2], 1).stops_early

@@ -1,6 +1,7 @@
 """Lists of finished runs: the right items for whom they are asked, on screen and in files, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars
@@ -9,10 +10,12 @@ from safetensors.torch import load_file, save_file
 
 import recbole_ilrec
 from recbole_ilrec import cli
+from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import held
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.recommendation import Recommended, Recommender
+from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.verbs import lists_file
 from tests.test_adapter import save_model
 from tests.worlds import LEARN, QUICK, newest, ring_world, write_dataset, write_titled_ring
@@ -377,6 +380,26 @@ def test_lists_of_runs_that_differ_in_anything_that_decides_them_are_not_mixed(w
     assert one.identity() == same.identity() != Recommender.load(newest(world[0], "SASRec")).identity()
     fewer = Recommender.load(newest(world[0], "LCRec"), num_beams=3)
     assert fewer.identity() != one.identity() != Recommender.load(one.trained.folder, exclude_history=True).identity()
+
+
+def test_lists_of_other_weights_or_other_data_are_not_mixed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_dataset(tmp_path / "dataset", "ring", *ring_world(users=6))
+
+    def identity():
+        config = Config("Pop", "ring", None, {"device": "cpu"})
+        asked = object.__new__(Recommender)  # of a run that is not trained
+        asked.trained = SimpleNamespace(config=config, model=None, folder=tmp_path / "best", data=None)
+        return asked.identity()
+
+    save_state(tmp_path / "best", {"weights": 1}, kind="Pop")
+    found = [identity(), identity()]
+    with (folder / "ring.inter").open("a") as stream:
+        stream.write("u0\ti3\t99\n")
+    found.append(identity())
+    save_state(tmp_path / "best", {"weights": 2}, kind="Pop")
+    found.append(identity())
+    assert [one == found[0] for one in found] == [True, True, False, False] and found[2] != found[3]
 
 
 def test_new_users_from_a_table_of_clicks(world, tmp_path, capsys):
