@@ -56,6 +56,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
+        "dev": TEST,
         "qlora": QLORA,
         "gguf": GGUF,
         "search": SEARCH,
