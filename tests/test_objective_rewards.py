@@ -7,7 +7,7 @@ import torch
 
 from recbole_ilrec.objective.crr import collaborative_regularisation, soft_labels
 from recbole_ilrec.objective.distribution import distribution
-from recbole_ilrec.objective.ragged import RowLists, pair_mask, row_softmax
+from recbole_ilrec.objective.ragged import RowLists, pair_mask, row_log_softmax
 from recbole_ilrec.objective.sft import cross_entropy
 from recbole_ilrec.schema import LegalTokens
 from tests import reference
@@ -98,11 +98,11 @@ def test_rows_of_a_list_are_selected_and_renumbered():
     assert pair_mask(legal, torch.ones(3, 4)).nonzero().tolist() == [[0, 1], [0, 3], [2, 0], [2, 3]]
 
 
-def test_ragged_softmax_equals_a_dense_one():
+def test_ragged_log_softmax_equals_a_dense_one():
     z = torch.randn(4, 6, dtype=torch.float64) * 50
     mask = torch.rand(4, 6) > 0.5
     row, token = mask.nonzero(as_tuple=True)
-    wanted = z.masked_fill(~mask, -torch.inf).softmax(1)[row, token]
-    torch.testing.assert_close(row_softmax(z[row, token], row, 4), wanted)
-    large = row_softmax(torch.tensor([1000.0, 1001.0, -2000.0]), torch.tensor([0, 0, 1]), 2)
-    torch.testing.assert_close(large, torch.cat([torch.tensor([0.0, 1.0]).softmax(0), torch.ones(1)]))
+    wanted = z.masked_fill(~mask, -torch.inf).log_softmax(1)[row, token]
+    torch.testing.assert_close(row_log_softmax(z[row, token], row, 4), wanted)
+    large = row_log_softmax(torch.tensor([1000.0, 1001.0, -2000.0]), torch.tensor([0, 0, 1]), 2)
+    torch.testing.assert_close(large, torch.cat([torch.tensor([0.0, 1.0]).log_softmax(0), torch.zeros(1)]))

@@ -274,6 +274,19 @@ def test_divergence_of_equal_distributions_is_zero_and_js_is_bounded():
     torch.testing.assert_close(divergence(z, other)[0], divergence(other, z, "teacher_student")[0])
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_probabilities_that_underflow_count_among_legal_tokens_too(direction):
+    """Layers 300 nats apart, float32 ends at 87: with all tokens legal it is the divergence over the vocabulary."""
+    students, teacher = torch.tensor([[[0.0, -300.0, 5.0]]]), torch.tensor([[-250.0, 0.0, -1.0]])
+    legal = LegalTokens(torch.zeros(3, dtype=torch.long), torch.arange(3))
+    whole, among = (
+        layer_distillation(students.clone(), distribution(teacher), direction=direction, legal=x, by_teacher=True)
+        for x in (None, legal)
+    )
+    for wanted, got in zip(whole, among, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.99])
 @pytest.mark.parametrize("keyed", [False, True])
 def test_sampled_tokens_are_an_unbiased_choice(share, keyed):

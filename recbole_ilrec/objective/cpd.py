@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recbole_ilrec.chance import below, fresh_numbers, numbers
 from recbole_ilrec.objective.distribution import Distribution, distribution
-from recbole_ilrec.objective.ragged import row_softmax, row_sum
+from recbole_ilrec.objective.ragged import row_log_softmax, row_sum
 from recbole_ilrec.objective.sft import at_least_float32
 from recbole_ilrec.schema import LegalTokens, TokenBatch
 
@@ -74,19 +74,19 @@ def legal_divergence(
         ``[N]``.
     """
     rows = len(student)
-    p = row_softmax(at_least_float32(student[legal.row, legal.token]), legal.row, rows)
-    q = row_softmax(at_least_float32(teacher[legal.row, legal.token]), legal.row, rows)
+    p = row_log_softmax(at_least_float32(student[legal.row, legal.token]), legal.row, rows)
+    q = row_log_softmax(at_least_float32(teacher[legal.row, legal.token]), legal.row, rows)
     if direction == "teacher_student":
         p, q = q, p
     if direction == "js":
-        mean = (p + q) / 2
+        mean = torch.logaddexp(p, q) - math.log(2)
         return row_sum(_entropy_terms(p, mean) + _entropy_terms(q, mean), legal.row, rows) / 2
     return row_sum(_entropy_terms(p, q), legal.row, rows)
 
 
-def _entropy_terms(p: Tensor, q: Tensor) -> Tensor:
-    smallest = torch.finfo(p.dtype).tiny
-    return p * (p.clamp_min(smallest).log() - q.clamp_min(smallest).log())
+def _entropy_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The terms of KL(p || q). Logarithms come in: those of probabilities that underflow would be lost."""
+    return log_p.exp() * (log_p - log_q)
 
 
 def layer_distillation(

@@ -14,8 +14,8 @@ def row_sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return values.new_zeros(rows).index_add(0, row, values)
 
 
-def row_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Softmax over the entries of each row.
+def row_log_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Logarithm of the softmax over the entries of each row, exact however small a probability is.
 
     Args:
         values: ``[M]``.
@@ -23,11 +23,11 @@ def row_softmax(values: Tensor, row: Tensor, rows: int) -> Tensor:
         rows: N.
 
     Returns:
-        ``[M]``; the entries of a row sum to 1.
+        ``[M]``; the exponentials of a row sum to 1.
     """
     largest = values.new_full((rows,), -torch.inf).scatter_reduce(0, row, values.detach(), "amax")
-    unnormalised = (values - largest[row]).exp()
-    return unnormalised / row_sum(unnormalised, row, rows)[row]
+    shifted = values - largest[row]
+    return shifted - row_sum(shifted.exp(), row, rows)[row].log()
 
 
 def pair_mask(legal: LegalTokens, table: Tensor) -> Tensor:
