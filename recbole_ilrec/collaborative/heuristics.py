@@ -60,8 +60,9 @@ class Transitions(SequentialRecommender):
         score(j)  = log(sum over a of v(a) [P(j | i_a) + w cos(t_j, t_a)])    w = transitions.text_weight
 
     where i_a is the item a steps before the history's end, v(a) proportional to ``transitions.decay`` ** a (0 leaves
-    the last item alone) and t are tf-idf vectors of all texts of an item. The shrinkage is the posterior mean under a
-    Dirichlet prior with mean p. The softmax of the scores is the sum in brackets, normalised.
+    the last item alone) and t are tf-idf vectors (1 + log tf) of all texts of an item, e.g. title and year. The
+    shrinkage is the posterior mean under a Dirichlet prior with mean p. The softmax of the scores is the sum in
+    brackets, normalised.
 
     Raises:
         ValueError: ``epochs`` is not 1; rows counted twice would halve the shrinkage.

@@ -57,7 +57,8 @@ class ILRecSettings(Section):
     cpd_layer_reduction: Literal["sum", "mean"] = "sum"
     """Join the layers of Eq. 8 by sum (printed) or mean."""
     cpd_detach_head: bool = False
-    """Distil into the layers and the final norm that their states pass, not into the shared head."""
+    """Distil into the layers and the final norm that their states pass, not into the shared head; a teacher that learns
+    (detach_teacher: false) still reaches it."""
     cpd_share: Share = 1.0
     """Random share of the positions on which Eq. 8 is evaluated; the estimate stays unbiased."""
     crr_scope: Literal["negatives", "legal"] = "negatives"
