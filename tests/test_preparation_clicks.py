@@ -73,10 +73,12 @@ HEAD = "user,item,time\n"
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "Neither mine.csv nor clicks.csv is in"),
+        ({}, "which holds nothing: put the table of users, items and times there"),
+        ({"mine_CSV": HEAD, "mine.csv_gz": ""}, "which holds mine.CSV, mine.csv.gz: put the table"),
         ({"mine_csv": HEAD, "mine_tsv": HEAD}, "holds mine.csv, mine.tsv: leave the one that is meant"),
         ({"mine_csv": ""}, "mine.csv has no row"),
         ({"mine_csv": HEAD}, "mine.csv has no row"),
+        ({"mine_csv": "user|item|time\nu|i|1\n"}, "mine.csv:1: one column, 'user|item|time': separate the columns by"),
         ({"mine_csv": "user,item,time,time\n"}, "mine.csv:1: a column stands there twice"),
         (
             {"mine_csv": "user,sku,time\nu,i,1\n"},

@@ -43,9 +43,11 @@ def find(folder: Path, name: str) -> dict[str, Path]:
         raise UserError(f"--path={folder} is not a folder: give the folder that holds {name}.csv or clicks.csv.")
     clicks, texts = (_one(folder, stems) for stems in ((name, "clicks"), (f"{name}.items", "items")))
     if clicks is None:
+        held = sorted(path.name for path in folder.iterdir())
+        holds = ", ".join(held[:5]) + (", ..." if len(held) > 5 else "") if held else "nothing"
         raise UserError(
-            f"Neither {name}.csv nor clicks.csv is in {folder}: put the table of users, items and times there, as "
-            f"{', '.join(SUFFIXES)}; and texts of the items, if there are any, as items.csv."
+            f"Neither {name}.csv nor clicks.csv is in {folder}, which holds {holds}: put the table of users, items and "
+            f"times there, as {', '.join(SUFFIXES)}; and texts of the items, if there are any, as items.csv."
         )
     return {"interactions": clicks} | ({} if texts is None else {"texts": texts})
 
@@ -218,6 +220,10 @@ def _table(path: Path) -> Iterator[Row]:
             names = [name.partition(":")[0].strip() for name in next(csv.reader([header], delimiter=separator), [])]
             if len(set(names)) < len(names):
                 raise UserError(f"{path}:1: a column stands there twice ({', '.join(names)}): give each its own name.")
+            if len(names) == 1:
+                raise UserError(
+                    f"{path}:1: one column, '{header.strip()}': separate the columns by commas, semicolons or tabs."
+                )
             reader = csv.reader(stream, delimiter=separator, strict=True)
             for values in tqdm(reader, desc=f"reading {path.name}", unit="row", disable=None):
                 where = f"{path}:{reader.line_num + 1}"
