@@ -1,5 +1,7 @@
 """The rows that every model is trained and evaluated on."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import data_key
 from recbole_ilrec.data.dataset import SequenceDataset, build_data
 from recbole_ilrec.data.interaction_file import read_interactions, time_ranks
+from recbole_ilrec.data.item_texts import texts_by_id
 from recbole_ilrec.data.sequences import Rows
 from recbole_ilrec.errors import UserError
 from tests.toy import tiny, write_toy
@@ -124,6 +127,14 @@ def test_item_texts_are_read_as_they_stand(root):
     assert dataset.item_texts[0] == {} and len(dataset.item_texts) == dataset.item_num
     for token, text in zip(dataset.field2id_token["item_id"][1:], dataset.item_texts[1:], strict=True):
         assert text == {"title": f'"No. {token[1:]} NA'}
+
+
+def test_where_there_is_no_file_of_texts_no_item_is_said_to_lack_one_in_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert texts_by_id(tmp_path / "mine.item", "item_id", ["a", "b"]) == [{}, {}, {}]
+    assert [(r.levelname, r.message) for r in caplog.records] == [
+        ("INFO", f"There is no {tmp_path / 'mine.item'}: no item has a text.")
+    ]
 
 
 def test_item_texts_are_read_once_for_all_parts(root):

@@ -13,11 +13,15 @@ def texts_by_id(path: Path, item_field: str, tokens: Sequence[str]) -> list[dict
     Args:
         path: the file; where there is none, no item has a text.
         item_field: its column of item ids.
-        tokens: ids of the items as they stand there, from internal id 1 on. Those without a text are warned of.
+        tokens: ids of the items as they stand there, from internal id 1 on. Those without a text in an existing file
+            are warned of.
     """
     from recbole_ilrec.preparation.atomic import read_items
 
-    texts = read_items(path, item_field=item_field) if path.is_file() else {}
+    if not path.is_file():
+        logger.info("There is no %s: no item has a text.", path)
+        return [{} for _ in range(len(tokens) + 1)]
+    texts = read_items(path, item_field=item_field)
     missing = [token for token in tokens if not any(texts.get(token, {}).values())]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
