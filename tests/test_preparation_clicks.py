@@ -95,7 +95,11 @@ HEAD = "user,item,time\n"
         ({"mine_jsonl": '{"user": true, "item": 1, "time": 1}\n'}, "mine.jsonl:1: the user id True is no text"),
         ({"mine_jsonl": '{"user": 1, "item": 1, "time": null}\n'}, "mine.jsonl:1: the time None is no number"),
         ({"mine_jsonl": "[1]\n"}, "mine.jsonl, line 1: not a JSON object"),
-        ({"mine_csv": HEAD + "u,i,1\n", "items_csv": "item,title\nj,x\n"}, "items.csv has no text for any item"),
+        (
+            {"mine_csv": HEAD + "u,7.0,1\n", "items_csv": "item,title\n7,x\n"},
+            "items.csv has no text for any item of the clicks: check that the item ids of both are the same (first '7' "
+            "there, '7.0' in the clicks)",
+        ),
         ({"mine_csv": HEAD + "u,i,1\n", "items_csv": "item,title\ni,x\ni,y\n"}, "items.csv:3: item 'i' stands there"),
     ],
 )

@@ -134,7 +134,10 @@ def _texts(path: Path, items: Mapping[str, int]) -> dict[str, dict[str, str]]:
         texts[token] = {name: _text(value) for name, value in row.items() if name not in ITEM}
     named = {item: texts[item] for item in items if any(texts.get(item, {}).values())}
     if not named:
-        raise UserError(f"{path} has no text for any item of the clicks: check that the item ids of both are the same.")
+        ids = f" (first '{next(iter(texts))}' there, '{next(iter(items))}' in the clicks)" if texts else ""
+        raise UserError(
+            f"{path} has no text for any item of the clicks: check that the item ids of both are the same{ids}."
+        )
     missing = [item for item in items if item not in named]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
