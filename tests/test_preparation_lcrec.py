@@ -76,6 +76,7 @@ def test_the_same_inputs_are_not_prepared_twice_and_changed_inputs_are(tmp_path,
     assert (tmp_path / "out/toy/toy.inter").stat().st_mtime_ns == stamp
     raw(path, inter={"0": [1, 2]})
     changed = prepare("toy", "lcrec", path, tmp_path / "out")
+    assert changed.replaced and "in the place of older data: runs trained on those" in changed.summary
     assert not changed.up_to_date and changed.counts["interactions"] == 2
     for name, value in (("FORMAT", 99), ("SOURCES", {"lcrec": replace(LCREC, settings={"core": 5})})):
         monkeypatch.setattr(pipeline, name, value)  # another version of this package

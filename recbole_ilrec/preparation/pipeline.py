@@ -35,12 +35,14 @@ class PreparedDataset:
         folder: ``OUT/NAME``.
         manifest: content of ``NAME.manifest.json``.
         up_to_date: nothing was done, since the folder was made from the same inputs.
+        replaced: the folder stands in the place of one that was made from other inputs.
     """
 
     name: str
     folder: Path
     manifest: Mapping[str, object]
     up_to_date: bool
+    replaced: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -52,11 +54,19 @@ class PreparedDataset:
     def summary(self) -> str:
         """Two or three lines for the log."""
         counts = self.counts
+        done = f"Wrote {self.folder}."
+        if self.up_to_date:
+            done = f"{self.folder} was already prepared from the same inputs."
+        elif self.replaced:
+            done = (
+                f"Wrote {self.folder} in the place of older data: runs trained on those may need them to be asked for "
+                "lists. Under another name both stay."
+            )
         lines = [
             f"{self.name}: {counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} "
             f"interactions; {counts['items_with_text']:,} items with texts, {counts['items_with_index']:,} with "
             "semantic IDs" + (f"; {lists:,} lists of candidates" if (lists := counts.get("candidate_lists")) else ""),
-            f"{self.folder} was already prepared from the same inputs." if self.up_to_date else f"Wrote {self.folder}.",
+            done,
         ]
         known = known_dataset(self.name)
         if known is not None:
@@ -109,7 +119,7 @@ def prepare(name: str, source: str, path: str | Path | None = None, out: str | P
             folder.mkdir()
         manifest = _build(name, reader.read(files, work), built, identity)
         install(built, target)
-    return PreparedDataset(name, target, manifest, up_to_date=False)
+    return PreparedDataset(name, target, manifest, up_to_date=False, replaced=previous is not None)
 
 
 def tie_rule(folder: Path, name: str) -> str | None:

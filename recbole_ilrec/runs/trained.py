@@ -148,8 +148,9 @@ def _model(
         return model
     if state["items"] != items_key(dataset):
         raise UserError(
-            f"{folder} knows other items than '{config.dataset}' in {config['data_path']} has today: give the "
-            "--data_path of the data it was trained on, or train it anew."
+            f"{folder} knows other items than '{config.dataset}' in {config['data_path']} has today, or the same in "
+            "another order, which new clicks can change: give the --data_path of the data it was trained on (clicks "
+            "since then by --file), or train it anew."
         )
     model = build_model(config, dataset)
     load_weights(model, state["model"], folder)

@@ -117,7 +117,7 @@ def put_back(
         raise UserError(f"{folder} was trained on another {BASE}: give --backbone and its settings as they were.")
     if state.get(IDENTIFIERS, model.catalog.digest) != model.catalog.digest:
         raise UserError(
-            f"{folder} was trained with other {IDENTIFIERS}, so its weights are of other items: give the --index_file, "
-            "or the seed and the index.* settings, that they came from."
+            f"{folder} was trained with other {IDENTIFIERS}, so its weights are of other items: give the data, and the "
+            "--index_file or the seed and the index.* settings, that they came from."
         )
     load_weights(model, state["model"], folder)
