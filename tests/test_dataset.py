@@ -258,6 +258,7 @@ GOOD = [f"u\ti{n}\t{n}" for n in range(6)]
         ([*GOOD, "u\ti9\t"], None, "toy.inter:8: timestamp=''"),
         ([*GOOD, "u\ti9\tinf"], None, "toy.inter:8: timestamp='inf'"),
         ([*GOOD, "\ti9\t1"], None, "toy.inter:8: the user_id is empty"),
+        ([*GOOD, "u\t[PAD]\t1"], None, "toy.inter:8: the item_id is [PAD], RecBole's name for none"),
         (GOOD, "user_id\titem_id\ttimestamp", "toy.inter:1: column 'user_id' is not"),
         (GOOD, "user_id:token\tuser_id:token\ttimestamp:float", "toy.inter:1: column 'user_id:token' is not a"),
         (GOOD, "user_id:token\titem_id:token\ttime:float", "toy.inter:1: the column 'timestamp:float' is missing"),

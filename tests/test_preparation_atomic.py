@@ -105,7 +105,7 @@ def test_an_id_of_several_words_is_read_back_by_recboles_reader(tmp_path):
     assert columns["user_id:token"].tolist() == ["user 1"] * 2 and columns["item_id:token"][0] == "Früchte Nº 5"
 
 
-@pytest.mark.parametrize("token", ["", "NA", "nan", " blank", "tab\t", "line\u2028", 'quote"', "\ud83d"])
+@pytest.mark.parametrize("token", ["", "NA", "nan", "[PAD]", "u\0", " a", "tab\t", "line\u2028", 'quote"', "\ud83d"])
 def test_ids_that_recbole_would_change_are_refused_and_no_file_stays(tmp_path, token):
     with pytest.raises(UserError, match="cannot be a RecBole token"):
         write_interactions(tmp_path / "x.inter", [("u", ["a", token])])

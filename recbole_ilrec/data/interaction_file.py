@@ -95,8 +95,10 @@ def _header(path: Path, columns: list[str], required: Mapping[str, str]) -> dict
 def _column(path: Path, field: str, column: list[str], kind: str, required: Mapping[str, str]) -> pd.Series:
     values = pd.Series(column, dtype=object)
     if kind != "float":
-        if field in required and "" in column:
-            raise UserError(f"{path}:{_line(path, column.index(''))}: the {field} is empty. Mend or remove the row.")
+        for wrong, what in (("", "empty"), ("[PAD]", "[PAD], RecBole's name for none")):
+            if field in required and wrong in column:
+                line = _line(path, column.index(wrong))
+                raise UserError(f"{path}:{line}: the {field} is {what}. Mend or remove the row.")
         return values
     numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
     bad = ~np.isfinite(numbers.to_numpy())

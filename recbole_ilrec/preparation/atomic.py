@@ -21,11 +21,11 @@ FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
 # What RecBole's CSV reader takes for a missing value; such a token would silently become [PAD].
 _MISSING = frozenset(
     ("#N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN")
-    + ("None", "n/a", "nan", "null")
+    + ("None", "n/a", "nan", "null", "[PAD]")
 )
 _SEPARATORS = re.compile(r"[\t\r\n]+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
-_NO_TOKEN = re.compile(r"^ | $|[^\S ]|[\"\ud800-\udfff]")
+_NO_TOKEN = re.compile(r"^ | $|[^\S ]|[\0\"\ud800-\udfff]")
 
 
 def write_interactions(path: Path, sequences: Iterable[tuple[str, Sequence[str]]]) -> dict[str, int]:
@@ -65,8 +65,8 @@ def check_token(kind: str, token: str) -> None:
     """Refuse an id that does not survive RecBole's reader unchanged (UserError)."""
     if not token or token in _MISSING or _NO_TOKEN.search(token):
         raise UserError(
-            f"The {kind} id {token!r} cannot be a RecBole token: it is empty, holds a quote or white space "
-            f"other than blanks inside, or reads as a missing value. Rename it in the source."
+            f"The {kind} id {token!r} cannot be a RecBole token: it is empty, holds a quote, a NUL or white space "
+            f"other than blanks inside, or reads as a missing value ([PAD] too). Rename it in the source."
         )
 
 
