@@ -69,7 +69,7 @@ PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR]
 
   NAME                       the dataset's name: your own, or e.g. Instrument, Art, Game
   --source=clicks|lcrec|amazon18|sdpo
-                             what the raw files are: your own NAME.csv (or .tsv, .jsonl) with the columns user_id,
+                             what the raw files are: your own NAME.csv (or .tsv, .jsonl, .parquet) with columns user_id,
                              item_id and timestamp, beside it NAME.items.csv with item_id and title; LC-Rec's JSON
                              files; Amazon Reviews 2018; or S-DPO's JSON files of choices among candidates
                              (--task=candidates)

@@ -3,7 +3,9 @@
 import gzip
 import json
 import logging
+from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 
 from recbole_ilrec.errors import UserError
@@ -63,8 +65,30 @@ def test_json_lines_and_other_tables_give_the_same_dataset(tmp_path):
         assert rows_of(tmp_path / "out", name) == expected
     (tmp_path / "d").mkdir()
     (tmp_path / "d/d.jsonl.gz").write_bytes(gzip.compress(text.encode()))
-    prepare("d", "clicks", tmp_path / "d", tmp_path / "out")
-    assert rows_of(tmp_path / "out", "d") == expected
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/f.csv.gz").write_bytes(whole := gzip.compress(tsv.encode()))
+    for name in "df":
+        prepare(name, "clicks", tmp_path / name, tmp_path / "out")
+        assert rows_of(tmp_path / "out", name) == expected
+    for broken in (whole[:-20], b"no gzip"):
+        (tmp_path / "f/f.csv.gz").write_bytes(broken)
+        with pytest.raises(UserError, match="f.csv.gz is damaged or cut short"):
+            prepare("f", "clicks", tmp_path / "f", tmp_path / "out")
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_a_parquet_table_with_numbers_for_ids_and_moments_for_times_is_read(tmp_path, zone):
+    moments = [datetime(2024, 5, day, 12, tzinfo=UTC) for day in (3, 1, 2)]
+    times = pl.Series(moments).dt.convert_time_zone(zone) if zone else [when.replace(tzinfo=None) for when in moments]
+    pl.DataFrame({"user": [1, 1, 2], "item": ["a", "b", "a"], "time": times}).write_parquet(tmp_path / "p.parquet")
+    prepare("p", "clicks", tmp_path, tmp_path / "out")
+    assert rows_of(tmp_path / "out", "p") == [("1", "b", "0"), ("1", "a", "1"), ("2", "a", "0")]
+    pl.DataFrame({"user": [1], "item": [None], "time": [1]}).write_parquet(tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="p.parquet, row 1: the item id None is no text"):
+        prepare("p", "clicks", tmp_path, tmp_path / "out")
+    (tmp_path / "p.parquet").write_text("no table")
+    with pytest.raises(UserError, match="p.parquet is no Parquet file"):
+        prepare("p", "clicks", tmp_path, tmp_path / "out")
 
 
 HEAD = "user,item,time\n"
@@ -74,7 +98,7 @@ HEAD = "user,item,time\n"
     ("files", "message"),
     [
         ({}, "which holds nothing: put the table of users, items and times there"),
-        ({"mine_CSV": HEAD, "mine.csv_gz": ""}, "which holds mine.CSV, mine.csv.gz: put the table"),
+        ({"mine_CSV": HEAD, "mine.csv_zip": ""}, "which holds mine.CSV, mine.csv.zip: put the table"),
         ({"mine_csv": HEAD, "mine_tsv": HEAD}, "holds mine.csv, mine.tsv: leave the one that is meant"),
         ({"mine_csv": ""}, "mine.csv has no row"),
         ({"mine_csv": HEAD}, "mine.csv has no row"),

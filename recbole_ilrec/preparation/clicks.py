@@ -1,17 +1,20 @@
 """Clicks of one's own: a table of users, items and times, and texts of the items where there are any.
 
-CSV, TSV or JSON lines, whose columns or keys are found by name: ``user_id`` or ``user``, ``item_id`` or ``item``,
-``timestamp`` or ``time``. Other columns of the clicks are not read: every row is a positive.
+CSV, TSV or JSON lines, gzipped or not, or Parquet, whose columns or keys are found by name: ``user_id`` or ``user``,
+``item_id`` or ``item``, ``timestamp`` or ``time``. Other columns of the clicks are not read: every row is a positive.
 """
 
 import csv
+import gzip
 import logging
 import math
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -23,7 +26,7 @@ from recbole_ilrec.preparation.source import Source, SourceData
 logger = logging.getLogger(__name__)
 
 USER, ITEM, TIME = ("user_id", "user"), ("item_id", "item"), ("timestamp", "time")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".jsonl.gz")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
 TIE_RULE = "time, then line of the file; copies of a row (same user, item and time) dropped"
 _SEPARATORS = ",;\t"
 _SPLIT = 3
@@ -203,8 +206,11 @@ def _seconds(where: str, value: object) -> tuple[float, bool]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    if path.name.endswith((".csv", ".tsv")):
+    if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
         yield from _table(path)
+        return
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
         return
     for number, record in read_json_lines(path):
         yield f"{path}:{number}", record
@@ -216,7 +222,7 @@ def _table(path: Path) -> Iterator[Row]:
 
     reader = None
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with _opened(path) as stream:
             header = stream.readline()
             separator = max(_SEPARATORS, key=header.count)
             # A type as in RecBole's own files, 'user_id:token', is no part of the name.
@@ -241,6 +247,26 @@ def _table(path: Path) -> Iterator[Row]:
     except csv.Error as error:
         line = reader.line_num + 1 if reader else 1
         raise UserError(f"{path}:{line}: no row of a table ({error}). Mend the row.") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged or cut short ({error}). Write it anew.") from None
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import polars as pl
+    from polars.exceptions import PolarsError
+
+    try:
+        table = pl.read_parquet(path)
+    except PolarsError as error:
+        raise UserError(f"{path} is no Parquet file that can be read ({str(error).splitlines()[0]}).") from None
+    for number, row in enumerate(table.iter_rows(named=True), start=1):
+        yield f"{path}, row {number}", row
+
+
+def _opened(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 CLICKS = Source(find, read)
