@@ -20,7 +20,7 @@ The items that a trained model, language model or one of RecBole's, thinks come 
   --users=ID,ID              users of the run's data, after all that they did; without any choice: all users, to --out
   --history=ITEM,ITEM        a new user who had these items, oldest first: ids or titles; separate by ';' where they
                              hold commas
-  --file=FILE                new users: a table (.csv, .tsv, .jsonl) with the columns user_id, item_id and timestamp
+  --file=FILE                new users: a table (.csv, .tsv, .jsonl, .parquet) with user_id, item_id and timestamp
   --topk=10                  length of a list
   --out=FILE                 write user, rank, item, title and score of all places as .csv, .tsv, .jsonl or .parquet;
                              one that was interrupted goes on with the same command
