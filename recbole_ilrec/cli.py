@@ -4,7 +4,6 @@ Prints nothing but errors itself; imports torch and RecBole only when a verb run
 """
 
 import io
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from recbole_ilrec.errors import UserError, did_you_mean, unknown_name
 from recbole_ilrec.runs.result_file import check_result_file, write_result
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.interrupts import Interrupted, raised
+from recbole_ilrec.runtime.plain_log import plain_log
 from recbole_ilrec.verbs import compare, doctor, estimate, inspect, recommend, report, search
 from recbole_ilrec.verbs import table as table_verb
 
@@ -173,6 +173,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
+@plain_log()
 def prepare(arguments: Arguments) -> int:
     """The verb ``prepare``."""
     known = ("source", "path", "out")
@@ -187,7 +188,6 @@ def prepare(arguments: Arguments) -> int:
     source = arguments.take("source")
     if source is None:
         raise UserError(f"--source is missing: give --source={' or --source='.join(SOURCES)}.")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     from recbole_ilrec.preparation.pipeline import prepare as prepare_dataset
 
     prepared = prepare_dataset(arguments.words[0], source, arguments.take("path"), arguments.take("out", "dataset"))
@@ -195,6 +195,7 @@ def prepare(arguments: Arguments) -> int:
     return 0
 
 
+@plain_log()
 def export(arguments: Arguments) -> int:
     """The verb ``export``."""
     out, merge = arguments.take("out"), arguments.take("merge", False)
@@ -205,7 +206,6 @@ def export(arguments: Arguments) -> int:
     from recbole_ilrec.runtime.compat import require_recbole
 
     require_recbole()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with quick_imports():
         from recbole_ilrec.runs.export import export_run
 

@@ -1,6 +1,7 @@
 """The command line: what is typed, what is answered, and the exit status."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -203,3 +204,11 @@ def test_the_script_and_the_module_are_the_same_command():
     module = in_process("-m", "recbole_ilrec", "run", "--epochs")
     assert script.returncode == module.returncode == 2
     assert script.stderr == module.stderr == "error: --epochs has no value: write --epochs=VALUE.\n"
+
+
+def test_a_verb_leaves_no_handler_that_would_show_a_later_run_twice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (tmp_path / "mine.csv").write_text("user,item,time\n" + "".join(f"u,{item},{item}\n" for item in range(4)))
+    assert cli.main(["prepare", "mine", "--source=clicks", f"--path={tmp_path}", f"--out={tmp_path / 'out'}"]) == 0
+    assert "0 of 4 rows are copies" in capsys.readouterr().err
+    assert logging.getLogger().handlers == []

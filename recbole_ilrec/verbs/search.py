@@ -18,6 +18,7 @@ from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.preparation.files import held, require_writable, write_atomically
 from recbole_ilrec.report.plan import PlannedRun
 from recbole_ilrec.report.space import Space, checked_phase, first_of, read_range_file, read_space
+from recbole_ilrec.runtime.plain_log import plain_log
 
 if TYPE_CHECKING:
     from recbole_ilrec.verbs.experiments import Outcome
@@ -85,6 +86,7 @@ class _Search:
                     raise UserError(f"{key} is searched by '{self.space.name}': leave --{key} out, or search it not.")
         self.given = dict(arguments.options)
 
+    @plain_log()
     def run(self) -> int:
         """Make the trials that are missing, and leave what was found."""
         from recbole_ilrec.runtime.compat import require_recbole
@@ -96,13 +98,11 @@ class _Search:
 
         if any(phase.sampler in ("random", "tpe") for phase in self.space.phases):
             require_optuna()
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.places = {key: self.given.pop(key) for key in list(self.given) if key in OUTCOME_FREE}
         self.experiments = Experiments(self.places, quick=self.quick)
         self.jobs = self.jobs or default_jobs()
         config = self._checked()
-        self.seed, self.bigger = config["seed"], config["valid_metric_bigger"]
-        self.metric = str(config["valid_metric"])
+        self.seed, self.bigger, self.metric = (config[k] for k in ("seed", "valid_metric_bigger", "valid_metric"))
         phases = [replace(phase, trials=1) for phase in self.space.phases]  # more trials are the same search
         key = hashlib.sha256(json.dumps([run_key(config), repr(phases)]).encode()).hexdigest()[:8]
         self.folder = self.experiments.root / SEARCHES / f"{self.space.name}-{config.model}-{config.dataset}-{key}"

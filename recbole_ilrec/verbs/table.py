@@ -12,6 +12,7 @@ from recbole_ilrec.preparation.files import require_writable, write_atomically
 from recbole_ilrec.report.record import append_record
 from recbole_ilrec.report.results import between_marks
 from recbole_ilrec.report.table import FORMATS, Table, markdown
+from recbole_ilrec.runtime.plain_log import plain_log
 from recbole_ilrec.verbs.asked import Asked
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class _Command:
         self.asked, self.plan, self.quick = asked, asked.plan, asked.quick
         self.given = dict(asked.given)
 
+    @plain_log()
     def run(self) -> int:
         """0, or 1 when a run failed."""
         from recbole_ilrec.runtime.compat import require_recbole
@@ -115,7 +117,6 @@ class _Command:
         printed = printed_counts(self.plan) if self.plan.kind == "datasets" else paper_table(self.plan, whole)
         if self.asked.paper and printed is None:
             raise UserError(f"The paper prints no numbers for this part of '{whole.name}': leave --paper out.")
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
         experiments, grid = self._experiments(), Grid(self.plan, self.given)
         if self.asked.sources:
             return self._write(grid, self._archived(grid), printed)
