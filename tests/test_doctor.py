@@ -233,7 +233,7 @@ def test_shared_identifiers_are_counted_with_the_rows_they_concern():
     finding = identifier_finding(np.array([-1, 0, 1, 1, 2]), np.array([2, 4, 3, 3]), "x.index.json")
     best = {"hit@1 at most": 0.625, "hit@10 at most": 1.0}
     assert finding.numbers == {"items": 4, "distinct": 3, "shared": 2, "rows": 3, **best}
-    assert "so no model can be above Hit@1 0.6250, Hit@10 1.0000: report" in finding.text
+    assert "so no model can be above Hit@1 0.6250, Hit@10 1.0000 (collisions=expected): report" in finding.text
     crowd = identifier_finding(np.array([-1, *[0] * 40]), np.array([7]), "x").numbers
     assert (crowd["hit@1 at most"], crowd["hit@10 at most"]) == (0.025, 0.25)
     assert finding.level is Level.ATTENTION

@@ -63,9 +63,8 @@ def identifier_finding(leaf: Array, targets: Array, source: str) -> Finding:
     for k in CEILINGS:  # under the expected rank, of a model that finds the right identifier for everybody
         numbers[f"hit@{k} at most"] = round(float(np.minimum(1, k / group[targets - 1]).mean()), 4)
     if rows:
-        text += ", so no model can be above " + ", ".join(
-            f"Hit@{k} {numbers[f'hit@{k} at most']:.4f}" for k in CEILINGS
-        )
+        best = ", ".join(f"Hit@{k} {numbers[f'hit@{k} at most']:.4f}" for k in CEILINGS)
+        text += f", so no model can be above {best} (collisions=expected)"
     level = some_or_note(int(shared.sum()), len(group))
     if level is Level.ATTENTION:
         text += ": report the metrics under all collision policies, or mend the identifiers"

@@ -170,8 +170,8 @@ def own_code(config: Config) -> list[list[str]]:
 
 def own_texts(config: Config) -> dict[str, str]:
     """Hashes of own models and of a prompt's file: what a model is asked through later and its weights do not hold."""
-    prompt = contents(config.settings, "prompt") if config.is_llm else {}
-    return {**{place: code for place, code in own_code(config) if place != config.settings.objective}, **prompt}
+    models = {place: code for place, code in own_code(config) if place != config.settings.objective}
+    return models | (contents(config.settings, "prompt") if config.is_llm else {})
 
 
 def _unread(settings: Settings) -> dict[str, Any]:
