@@ -100,6 +100,16 @@ def test_a_preference_run_has_its_stages(ring, model, rounds):
     assert parts["fine-tuning"]["times"] == 0 and parts["fine-tuning"]["note"] == "kept from before"
 
 
+def test_plain_fine_tuning_before_the_models_own_is_a_part_of_its_own(ring):
+    settings = {**SMALL, "train.init_from": "sft"}
+    _, parts = estimated("--model=ILRec", **settings)
+    assert parts["first fine-tuning"]["times"] == parts["fine-tuning"]["times"] > 0
+    assert "first fine-tuning, validation" in parts and parts["first fine-tuning"]["each"] > 0
+    run_recbole_ilrec("LCRec", "ring", config_dict=SMALL)
+    _, parts = estimated("--model=ILRec", **settings)
+    assert parts["first fine-tuning"]["note"] == "kept from before" and parts["fine-tuning"]["times"] > 0
+
+
 def test_every_stage_ends_after_so_many_steps_as_were_asked_for():
     assert Schedule(10, 4, 2).validations == 2 and Schedule(10, 4, 2).last == 40
     assert Schedule(10, 5, 2).validations == 3 and Schedule(10, 4, 9).validations == 1

@@ -220,7 +220,7 @@ def test_a_supervised_run_on_other_data_is_refused_and_seen_by_the_doctor(ring):
     config = Config("DPO", "ring", config_dict={**QUICK, **SHORT, **given})
     data = build_data(config)
     findings = diagnose(config, data, config.model_class(config, data.train._dataset))
-    assert [found.level for found in findings if found.name == "supervised checkpoint"] == [Level.ATTENTION]
+    assert [found.level for found in findings if found.name == "weights to begin with"] == [Level.ATTENTION]
 
 
 def test_a_supervised_run_under_other_identifiers_is_refused_though_all_shapes_are_equal(ring):

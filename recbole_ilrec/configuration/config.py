@@ -17,7 +17,7 @@ import recbole
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import InputType
 
-from recbole_ilrec.configuration.contradictions import check_beta, check_layers, check_objective, check_paradigm
+from recbole_ilrec.configuration.contradictions import check_language_model, check_paradigm
 from recbole_ilrec.configuration.lookup import find_model, keys_read_by, known_keys, preset_name, refuse_unknown
 from recbole_ilrec.configuration.presets import Loader, preset, preset_names, properties_folder, read_yaml
 from recbole_ilrec.configuration.recbole_values import check_metrics, check_values
@@ -101,9 +101,7 @@ class Config(RecBoleConfig):
         check_selection(self.final_config_dict)
         check_paradigm(self.model, self.settings)
         if self.is_llm:
-            check_beta(self.settings, self.external_config_dict)
-            check_layers(self.settings)
-            check_objective(preset_name(self.model_class), self.settings)
+            check_language_model(preset_name(self.model_class), self.settings, self.external_config_dict)
         beams = None
         if self.is_llm:
             beams = self.settings.decode.num_beams if self.settings.generates_lists else sys.maxsize

@@ -21,13 +21,22 @@ def check_paradigm(model: str, settings: Settings) -> None:
         )
 
 
-def check_objective(model: str, settings: Settings) -> None:
-    """Refuse a loss over tokens where the model is a preference stage: it would have none.
+def check_language_model(model: str, settings: Settings, given: Mapping[str, object]) -> None:
+    """Refuse settings of a language model that cannot be meant together.
 
     Args:
         model: the model's name, or that of the parent whose presets it has.
-        settings: of a language model.
+        settings: its settings.
+        given: what the user set, by flat or dotted name.
     """
+    _check_objective(model, settings)
+    _check_beta(settings, given)
+    _check_layers(settings)
+    _check_beginning(settings)
+
+
+def _check_objective(model: str, settings: Settings) -> None:
+    """Refuse a loss over tokens where the model is a preference stage: it would have none."""
     file = preset("model", model)
     preferring = file.is_file() and str(read_yaml(file).get("objective")) in PREFERENCES
     if preferring and settings.objective not in PREFERENCES:
@@ -37,16 +46,21 @@ def check_objective(model: str, settings: Settings) -> None:
         )
 
 
-def check_beta(settings: Settings, given: Mapping[str, object]) -> None:
-    """Refuse ILRec's ``beta`` where a preference objective has one of its own.
-
-    Args:
-        settings: of a language model.
-        given: what the user set, by flat or dotted name.
-    """
+def _check_beta(settings: Settings, given: Mapping[str, object]) -> None:
+    """Refuse ILRec's ``beta`` where a preference objective has one of its own."""
     if settings.objective in PREFERENCES and {"beta", "ilrec.beta"} & given.keys():
         raise UserError(
             f"beta is ILRec's (Eq. 7) and objective '{settings.objective}' does not read it: use --preference.beta."
+        )
+
+
+def _check_beginning(settings: Settings) -> None:
+    """Refuse weights to begin with where the model has a beginning of its own."""
+    given = settings.train.init_from
+    if given is not None and settings.objective in PREFERENCES:
+        raise UserError(
+            f"train.init_from={given}: objective '{settings.objective}' begins with supervised fine-tuning anyway; "
+            "name the run that it begins with as --preference.checkpoint, or leave train.init_from out."
         )
 
 
@@ -59,7 +73,7 @@ def check_trackers(settings: Settings) -> None:
             )
 
 
-def check_layers(settings: Settings) -> None:
+def _check_layers(settings: Settings) -> None:
     """Refuse more candidate layers than ``tiny`` has; those of a pretrained model are counted when it is loaded."""
     if settings.objective != "ilrec" or settings.backbone.path is not None:
         return

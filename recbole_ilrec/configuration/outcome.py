@@ -25,6 +25,7 @@ from recbole_ilrec.registry import is_place, own_class
 from recbole_ilrec.runtime.checkpoint import STATE
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.settings import FLAT_KEYS, SECTIONS, Settings
+from recbole_ilrec.settings.model import SFT
 
 # fmt: off
 OUTCOME_FREE = frozenset((
@@ -48,12 +49,13 @@ _PATHS = (
     "index.encoder",
     "reward.checkpoint",
     "preference.checkpoint",
+    "train.init_from",
 )
 _REPORTING = frozenset(("model", "metrics", "topk"))
 _OF_OTHER_STAGES: Any = {
     **dict.fromkeys(("objective", "ilrec", "preference", "reward"), True),
     **OF_OTHER_MODELS,
-    "train": HOW_RUN["train"] | {"layer_losses"},
+    "train": HOW_RUN["train"] | {"layer_losses", "init_from"},
 }
 _LENGTH, _LARGE = 16, 1 << 26
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -92,8 +94,8 @@ def supervised_settings(config: Config) -> list[Any]:
 
 def supervised_key(config: Config) -> str | None:
     """Names the supervised stage of a run, as far as settings do; ``None`` where it has none."""
-    objective = config.settings.objective
-    if not config.is_llm or not (objective in PREFERENCES or objective.lower() == "sft"):
+    objective, train = config.settings.objective, config.settings.train
+    if not config.is_llm or not (objective in PREFERENCES or SFT in (objective.lower(), train.init_from)):
         return None
     return _key([config.dataset, *supervised_settings(config)])
 
@@ -146,7 +148,7 @@ def settings_key(config: Config, tested: bool | None = None, but: Collection[str
         but: RecBole's settings that are left out.
     """
     if config.is_llm:
-        typed = without_paths(config.settings).model_dump(mode="json", exclude={**HOW_RUN, **_unread(config.settings)})
+        typed = without_paths(config.settings).model_dump(mode="json", exclude=_undecided(config.settings))
     else:
         sections = getattr(config.model_class, "sections", ())
         typed = {name: getattr(config.settings, name).model_dump(mode="json") for name in sections}
@@ -174,15 +176,16 @@ def own_texts(config: Config) -> dict[str, str]:
     return models | (contents(config.settings, "prompt") if config.is_llm else {})
 
 
-def _unread(settings: Settings) -> dict[str, Any]:
-    """Typed settings that a language model with this objective and these identifiers does not read."""
+def _undecided(settings: Settings) -> dict[str, Any]:
+    """Typed settings that decide nothing for a language model with this objective and these identifiers."""
     preferring = settings.objective in PREFERENCES
     others = set() if preferring else {"preference"}
     if preferring or settings.objective.lower() == "sft":
         others.add("ilrec")
     if settings.paradigm == "lcrec" and settings.task == "full":
         others.add("bigrec")
-    return {**OF_OTHER_MODELS, **dict.fromkeys(others, True)}
+    unset = {"init_from"} if settings.train.init_from is None else set()  # keys older than this setting stay
+    return {"train": HOW_RUN["train"] | unset, **OF_OTHER_MODELS, **dict.fromkeys(others, True)}
 
 
 def without_paths(settings: Settings) -> Settings:
@@ -197,7 +200,7 @@ def given_paths(settings: Settings) -> dict[str, Path]:
         section, _, field = name.partition(".")
         value = getattr(getattr(settings, section), field)
         named = name.endswith(".template") and not str(value).endswith((".yaml", ".yml"))
-        if value and not named and Path(value).exists():
+        if value and not named and (name, value) != ("train.init_from", SFT) and Path(value).exists():
             found[name] = Path(value).resolve()
     return found
 

@@ -41,9 +41,9 @@ class ILRec:
     Choice: 'w/o CNS' (``negatives_from: final``) keeps the distillation; without candidate layers (``k: 0``) the
     negatives also come from the final logits, and Eq. 8 is empty.
 
-    Choice: the paper trains once, with the whole loss from the first step. ``start_epoch`` begins with plain
-    cross-entropy; to begin from a finished supervised run, write it out (``recbole-ilrec export RUN --out=DIR
-    --merge=true``) and take it as ``--backbone=./DIR``, under the same identifiers.
+    Choice: the paper trains once, with the whole loss from the first step; the abstract of its preprint calls the
+    framework two-stage. ``start_epoch`` begins with plain cross-entropy, ``--train.init_from=sft`` with what plain
+    fine-tuning ends with, ``--train.init_from=RUN`` with the best weights of a finished run.
 
     Args:
         settings: hyper-parameters and readings of the paper.

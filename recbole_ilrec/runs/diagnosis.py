@@ -21,7 +21,6 @@ from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.data.dataset import Data, SequenceDataset, build_data
 from recbole_ilrec.identifiers.title import TitleIdentifiers, item_titles
 from recbole_ilrec.models.item_index import index_file
-from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.preparation.known import known_dataset
 from recbole_ilrec.preparation.pipeline import tie_rule
 from recbole_ilrec.prompt.encode import PromptEncoder
@@ -121,7 +120,7 @@ def training_findings(config: Config, data: Data, model: Any) -> list[Finding]:
         findings.append(_reward_finding(config, data))
     if config.settings.paradigm == "lcrec":
         findings.append(_index_finding(config, file, learned_from_clicks))
-    if config.settings.objective in PREFERENCES and (given := given_weights(config)):
+    if given := given_weights(config):
         findings.append(_given_finding(config, given))
     return findings
 
@@ -134,7 +133,7 @@ def _given_finding(config: Config, folder: Path) -> Finding:
         False: "was trained on other data than this run's: held-out items may have been in them; a run refuses it",
         None: "does not say what it was trained on: whether held-out items were in it cannot be seen",
     }[same]
-    return Finding("split", "supervised checkpoint", level, f"{folder} {text}")
+    return Finding("split", "weights to begin with", level, f"{folder} {text}")
 
 
 def _reward_finding(config: Config, data: Data) -> Finding:

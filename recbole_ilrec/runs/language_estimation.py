@@ -14,8 +14,10 @@ from recbole_ilrec.prompt.rows import StepPlan
 from recbole_ilrec.report.costs import REWARD, ledger
 from recbole_ilrec.report.estimate import ONCE, Part
 from recbole_ilrec.runs.classical_estimation import training_parts
-from recbole_ilrec.runs.stages import preference_config, supervised_config, supervised_is_kept
+from recbole_ilrec.runs.kept_stages import supervised_config, supervised_is_kept, supervision_alone
+from recbole_ilrec.runs.stages import preference_config
 from recbole_ilrec.runtime.weights import weights
+from recbole_ilrec.settings.model import SFT
 from recbole_ilrec.training.measured import Measured, MeasuredPreference, Schedule
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
 
@@ -40,7 +42,11 @@ def language_parts(config: Any, data: Any, scratch: Path, seconds: float) -> tup
     model = config.model_class(config, data.train._dataset).to(config["device"])
     parts = [Part("building the model", time.perf_counter() - start, 1, ONCE, note="what was learned for it is kept")]
     parts += _reward_model(config, data, model, scratch)
-    trainer, made = _supervised(config, data, model, scratch, seconds)
+    if config.settings.train.init_from == SFT:
+        with supervision_alone(model):
+            parts += _supervised(config, data, model, scratch, seconds, "first fine-tuning")[1]
+    stage = "" if model.preference is None else "fine-tuning"
+    trainer, made = _supervised(config, data, model, scratch, seconds, stage)
     parts += made
     if model.preference is not None:
         parts += _preference(config, data, trainer, scratch)
@@ -71,19 +77,22 @@ def _reward_model(config: Any, data: Any, model: GenerativeRecommender, scratch:
 
 
 def _supervised(
-    config: Any, data: Any, model: GenerativeRecommender, scratch: Path, seconds: float
+    config: Any, data: Any, model: GenerativeRecommender, scratch: Path, seconds: float, stage: str
 ) -> tuple[Measured, list[Part]]:
-    stage = config if model.preference is None else supervised_config(config)
-    trainer = Measured(stage, model, scratch / "supervised", seconds=seconds)
+    """The training over tokens: what ``stage`` names, which others follow, or the run's own where it is empty."""
+    name = stage or "fine-tuning"
+    own = supervised_config(config) if stage else config
+    trainer = Measured(own, model, scratch / "supervised", seconds=seconds)
     trainer.fit(data.train, None, saved=False)
-    if model.preference is not None and supervised_is_kept(config, model, data):
-        return trainer, [Part("fine-tuning", 0.0, 0, "step", note="kept from before")]
+    if stage and supervised_is_kept(config, model, data):
+        return trainer, [Part(name, 0.0, 0, "step", note="kept from before")]
     assert trainer.plan is not None
     clock, most = trainer.clock, config.settings.train.max_steps
-    schedule = Schedule(trainer.plan.steps, stage["epochs"], stage["eval_step"], most)
-    validation = trainer.validation("validation", data.valid, schedule)
+    schedule = Schedule(trainer.plan.steps, own["epochs"], own["eval_step"], most)
+    of_stage = "validation" if name == "fine-tuning" else f"{name}, validation"
+    validation = trainer.validation(of_stage, data.valid, schedule)
     early = validation.stops_early
-    parts = [Part("fine-tuning", clock.each, schedule.last, "step", error=clock.error, stops_early=early), validation]
+    parts = [Part(name, clock.each, schedule.last, "step", error=clock.error, stops_early=early), validation]
     if trainer.rewards_took:
         parts.insert(0, Part("rewards (Eq. 10)", trainer.rewards_took, 1, ONCE))
     return trainer, parts

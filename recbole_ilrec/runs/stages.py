@@ -1,17 +1,12 @@
-"""The stages of a run of a language model: supervised fine-tuning and, for some models, preference training after it.
+"""A run of a language model through its stages.
 
-The supervised stage of a preference model is what ``--model=LCRec`` trains, or ``--model=BIGRec`` under titles; all
-preference models on the same data, backbone and settings share it, and a run of that model leaves it for them. Every
-stage but the last is kept by content in ``cache_dir`` with a manifest, is skipped when it is done and goes on where it
-was interrupted; the last one's folder is the run's own.
+Some models have supervised fine-tuning and then preference training, in rounds; and with ``train.init_from`` training
+begins with what another one made. All stages but the last are kept (:mod:`recbole_ilrec.runs.kept_stages`); the last
+one's folder is the run's own.
 """
 
-import copy
-import hashlib
-import json
 import logging
-import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,36 +14,32 @@ from typing import Any
 from recbole.utils import init_seed, set_color
 
 from recbole_ilrec.checks.finding import as_plain
-from recbole_ilrec.collaborative.reward_model import prefers, reward_key, weighs_titles
-from recbole_ilrec.configuration.lookup import PARADIGM_OF
-from recbole_ilrec.configuration.outcome import own_code, supervised_settings
-from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
-from recbole_ilrec.models.pretrained import read_from
-from recbole_ilrec.preparation.files import made_once, mirror, write_atomically
-from recbole_ilrec.report.costs import note_earlier, spent_on
-from recbole_ilrec.report.record import machine
+from recbole_ilrec.report.costs import spent_on
 from recbole_ilrec.runs.diagnosis import diagnose, log_findings
+from recbole_ilrec.runs.kept_stages import (
+    SUPERVISED,
+    keep_as_stage,
+    resumed,
+    stage_config,
+    stage_folder,
+    supervised_config,
+    supervised_stage,
+    train_once,
+    turn,
+)
 from recbole_ilrec.runs.result_file import keep_result
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import fingerprint
-from recbole_ilrec.runtime.interrupts import Interrupted
-from recbole_ilrec.runtime.resumption import BEST, checkpoints
-from recbole_ilrec.runtime.run_folder import at_work, new_folder
+from recbole_ilrec.runtime.run_folder import new_folder
 from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
-from recbole_ilrec.settings import Settings
-from recbole_ilrec.training.best_weights import given_weights, require_same_data
 from recbole_ilrec.training.gamma_choice import choose_gamma
 from recbole_ilrec.training.preference_trainer import PreferenceTrainer
 from recbole_ilrec.training.rejected import KeptRows, chosen_rows, rejected_items
 from recbole_ilrec.training.trainer import GenerativeTrainer
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "stage.json"
-SUPERVISED = {paradigm: model for model, paradigm in PARADIGM_OF.items()}
-"""Paradigm -> the model whose training is the supervised stage."""
 
 
 def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
@@ -81,6 +72,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
         # Trained, or refused, before anything of this run is written; a resumed run may have no step left to reward.
         logger.info("Rewards of Eq. 10 by %s", type(model.reward_model.model).__name__)
     if model.preference is None:
+        _begin(config, model, data)
         trainer = GenerativeTrainer(config, model, run_folder(config))
     else:
         trainer = _preference_trainer(config, model, data)
@@ -88,7 +80,7 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     with spent_on("supervised" if model.preference is None else "preference"):
         best_score, best_result = trainer.fit(data.train, data.valid, saved=saved, show_progress=show)
     if saved and config["model"] == SUPERVISED[config.settings.paradigm] and config.settings.objective == "sft":
-        _keep_as_stage(trainer, data, best_score)
+        keep_as_stage(trainer, data, best_score)
     of_test: dict[str, Any] = dict.fromkeys(("test_result", "policies", "lists"))
     with trainer.at_work() as here:
         with spent_on("evaluation"):
@@ -125,6 +117,14 @@ def _tested(trainer: GenerativeTrainer, data: Any, saved: bool, show: bool) -> d
     }
 
 
+def _begin(config: Any, model: GenerativeRecommender, data: Any) -> None:
+    """Give the model the weights that training begins with where those of its backbone are not meant."""
+    if config.settings.train.init_from is None or config["resume_from_checkpoint"]:
+        return
+    supervised_stage(config, model, data)
+    init_seed(config["seed"], config["reproducibility"])  # the same whether these were trained or read
+
+
 def run_folder(config: Any) -> Path:
     """The folder that is resumed, or a new one."""
     given = config["resume_from_checkpoint"]
@@ -156,38 +156,13 @@ def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) ->
         init_seed(stage["seed"], stage["reproducibility"])  # the same whether a stage was trained or read
         last = round_ + 1 == own.iterations
         further = [start, own.model_dump(), config.settings.objective.lower(), config["model"], round_]
-        folder = run_folder(config) if last else _folder(config, model, dataset, "preference", further)
-        with nullcontext() if last else _turn(folder):
-            trainer = PreferenceTrainer(
-                stage if last else _resumed(stage, folder), model, folder, start, rows, rejected
-            )
+        folder = run_folder(config) if last else stage_folder(config, model, dataset, "preference", further)
+        with nullcontext() if last else turn(folder):
+            trainer = PreferenceTrainer(stage if last else resumed(stage, folder), model, folder, start, rows, rejected)
             if not last:
                 with spent_on("preference"):
-                    best = _train_once(trainer, data)
+                    best = train_once(trainer, data)
     return trainer
-
-
-@spent_on("supervised")
-def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Path:
-    """Give ``model`` its supervised weights: those of ``preference.checkpoint``, the cached ones, or ones trained now.
-
-    Choice: A.4 says that preference training starts from the checkpoint of supervised fine-tuning, not from which
-    epoch: it is the best on validation, as ``--model=LCRec`` or ``BIGRec`` would report it.
-
-    Returns:
-        the checkpoint.
-
-    Raises:
-        UserError: ``preference.checkpoint`` is no checkpoint of such a run, or of other data or settings.
-    """
-    best = given_weights(config)
-    if best is not None:
-        require_same_data(config, best)
-        GenerativeTrainer(supervised_config(config), model, best.parent).load_best(best)
-        return best
-    folder = _folder(config, model, data.train._dataset, "supervised", [])
-    with _turn(folder):
-        return _train_once(GenerativeTrainer(_resumed(supervised_config(config), folder), model, folder), data)
 
 
 @spent_on("supervised")
@@ -195,92 +170,17 @@ def _more_supervision(config: Any, model: GenerativeRecommender, data: Any, befo
     """Fine-tune further from the weights called ``before``, with another order of the rows in each round."""
     own = config.settings.preference
     again = {"epochs": own.supervised_epochs, "learning_rate": own.learning_rate, "eval_step": own.eval_step}
-    folder = _folder(config, model, data.train._dataset, "supervised", [before, again, round_])
+    folder = stage_folder(config, model, data.train._dataset, "supervised", [before, again, round_])
     stage = supervised_config(config, seed=_seed(config, round_ + 1), **again)
     init_seed(stage["seed"], stage["reproducibility"])
-    with _turn(folder):
-        return _train_once(GenerativeTrainer(_resumed(stage, folder), model, folder), data)
-
-
-def supervised_is_kept(config: Any, model: GenerativeRecommender, data: Any) -> bool:
-    """Whether :func:`supervised_stage` reads its weights, and trains nothing."""
-    given = bool(config.settings.preference.checkpoint)
-    return given or (_folder(config, model, data.train._dataset, "supervised", []) / MANIFEST).is_file()
-
-
-def _turn(folder: Path) -> AbstractContextManager[None]:
-    """The turn of this run among those that would train the stage in ``folder``; its first process stands for all."""
-    return made_once(folder) if processes.is_first() else nullcontext()
-
-
-def _train_once(trainer: GenerativeTrainer, data: Any) -> Path:
-    """Train a stage that is not done, and load its best weights into the model.
-
-    Returns:
-        the checkpoint of these weights.
-    """
-    folder, config = trainer.run_folder, trainer.config
-    if not processes.agreed((folder / MANIFEST).is_file()):
-        logger.info("Stage %s; kept in %s", config["model"], folder)
-        try:
-            score, _ = trainer.fit(data.train, data.valid, saved=True, show_progress=config["show_progress"])
-        except Interrupted as stop:
-            raise Interrupted(stop.number, "saved; the same command goes on") from None
-        _finish(trainer, folder, score)
-    else:
-        note_earlier(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    trainer.load_best(folder / BEST)
-    return folder / BEST
-
-
-def _folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
-    """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
-    template, items = model.encoder.template, model.catalog.digest
-    own = [model.alignment.key] if model.alignment else []
-    own += [model.frozen_key] if model.frozen_key else []
-    if weighs_titles(config.settings) or (kind == "preference" and prefers(config.settings)):
-        own.append(reward_key(config, dataset))
-    own += ["ends items"] if template.ends_items else []
-    data = [dataset.content_key(), template.variants, template.separator, items]
-    what = [*supervised_settings(config), *data, *own, *own_code(config), *read_from(config, model), *further]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
-    return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"
-
-
-def _keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
-    """Let a run that was supervised fine-tuning and nothing else be the first stage of preference models."""
-    best = trainer.run_folder / BEST
-    mixed = trainer.config.keys is not None and trainer.config.keys.begun
-    if not processes.is_first() or not best.is_dir() or mixed:  # no epochs, no weights
-        return
-    folder = _folder(trainer.config, trainer.model, data.train._dataset, "supervised", [])
-    if (folder / MANIFEST).is_file():
-        return
-    try:
-        with at_work(folder):
-            mirror(best, folder / BEST)
-            _finish(trainer, folder, score)
-    except (OSError, UserError) as error:
-        # A full disk, or another process that trains it, must not cost this run its result.
-        logger.warning("Not kept as a stage for preference models in %s: %s", folder, error)
-
-
-def _finish(trainer: GenerativeTrainer, folder: Path, score: float) -> None:
-    """Write the manifest that says a stage is done; what only served to go on with it is removed."""
-    if not processes.is_first():
-        return
-    about = {"stage": trainer.config["model"], "seed": trainer.config["seed"], "best_valid_score": score}
-    with write_atomically(folder / MANIFEST) as stream:
-        json.dump({**about, **trainer.progress.spent, **machine()}, stream, indent=1)
-    for checkpoint in checkpoints(folder):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    with turn(folder):
+        return train_once(GenerativeTrainer(resumed(stage, folder), model, folder), data)
 
 
 def preference_config(config: Any, round_: int = 0) -> Any:
     """The run's settings as the preference stage reads them, with another order and dropout in each round."""
     own = config.settings.preference
-    return _stage_config(
+    return stage_config(
         config,
         config.settings,
         seed=_seed(config, round_),
@@ -294,22 +194,3 @@ def preference_config(config: Any, round_: int = 0) -> Any:
 def _seed(config: Any, round_: int) -> int:
     """Another seed for each round, that of the run first; never above what NumPy takes."""
     return (config["seed"] + 1000 * round_) % (1 << 32)
-
-
-def supervised_config(config: Any, **values: Any) -> Any:
-    """The run's settings as its supervised stage reads them."""
-    settings = config.settings.model_copy(update={"objective": "sft"})
-    return _stage_config(config, settings, model=SUPERVISED[config.settings.paradigm], **values)
-
-
-def _resumed(config: Any, folder: Path) -> Any:
-    """The settings of a stage kept in ``folder``, which goes on from its newest checkpoint where there is one."""
-    resume = str(folder) if processes.agreed(bool(checkpoints(folder))) else None
-    return _stage_config(config, config.settings, resume_from_checkpoint=resume)
-
-
-def _stage_config(config: Any, settings: Settings, **values: Any) -> Any:
-    stage = copy.copy(config)
-    stage.final_config_dict = {**config.final_config_dict, **values}
-    stage.settings = settings
-    return stage

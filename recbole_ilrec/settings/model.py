@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 from recbole_ilrec.settings.section import Natural, Positive, Probability, Section, listed
 
 Tracker = Literal["wandb", "trackio", "swanlab", "mlflow"]
+SFT = "sft"
+"""``train.init_from``: begin with what plain fine-tuning of the same model gives."""
 
 
 class BackboneSettings(Section):
@@ -83,6 +85,10 @@ class TrainSettings(Section):
     """Compute in bfloat16 where that is safe (autocast) while training; the weights stay as they are."""
     max_steps: Natural | None = None
     """Stop each stage of training after this many optimiser steps, if ``epochs`` does not end it before."""
+    init_from: str | None = None
+    """Weights that training begins with in place of the backbone's own: ``sft`` trains the same model by plain
+    fine-tuning first (kept and shared, as for preference models), or the folder of a language model's run on the same
+    data, with the same identifiers."""
     item_dropout: Probability = 0.0
     """Leave each history item out with this probability while training (the target stays)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0

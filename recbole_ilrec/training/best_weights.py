@@ -10,11 +10,13 @@ from recbole.utils import set_color
 from recbole_ilrec.configuration.outcome import data_key, from_anywhere, own_texts, request_of
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import GenerativeRecommender
+from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, load_state, plain_entry, save_state
 from recbole_ilrec.runtime.resumption import BEST
 from recbole_ilrec.runtime.shards import gathered
 from recbole_ilrec.runtime.weights import load_weights, weights
+from recbole_ilrec.settings.model import SFT
 from recbole_ilrec.training.loop import BASE, IDENTIFIERS
 
 logger = logging.getLogger(__name__)
@@ -57,9 +59,14 @@ def save_best(
 
 
 def given_weights(config: Any) -> Path | None:
-    """The weights that ``preference.checkpoint`` names, of a run or their own folder; ``None`` where it names none."""
-    given = config.settings.preference.checkpoint
-    if not given:
+    """The weights that training begins with, where a setting names a run or the folder of its best weights.
+
+    Returns:
+        their folder; ``None`` where none is named, ``train.init_from=sft`` included.
+    """
+    settings = config.settings
+    given = settings.preference.checkpoint if settings.objective in PREFERENCES else settings.train.init_from
+    if not given or given == SFT:
         return None
     folder = Path(given)
     return folder / BEST if (folder / BEST / STATE).is_file() else folder
@@ -75,17 +82,29 @@ def on_same_data(config: Any, folder: Path) -> bool | None:
     return None if data is None else data == data_key(config)
 
 
-def require_same_data(config: Any, folder: Path) -> None:
-    """Refuse weights that were trained on other data.
+def begin_with(config: Any, model: GenerativeRecommender, folder: Path, kind: str | None) -> None:
+    """Put the weights of :func:`given_weights` into a model that has not been trained yet.
+
+    Args:
+        config: the run's settings.
+        model: takes the weights.
+        folder: where they are.
+        kind: refuse those of any other model than this.
 
     Raises:
-        UserError: they were.
+        UserError: no weights of a language model, or of another base model, other identifiers or shapes; or trained on
+            other data.
     """
     if on_same_data(config, folder) is False:
         raise UserError(
             f"{folder} was trained on other data: another file of interactions or texts, or other settings that select "
             "from them, so what is to be tested may have been in it. Give a run on the same data, or none to train one."
         )
+    state = load_state(folder, kind=kind)
+    if "settings" not in state:
+        raise UserError(f"{folder} holds no language model: give the folder of a run of one.")
+    put_back(model, state, folder)
+    logger.info("Beginning with the weights in %s", folder)
 
 
 def load_best(config: Any, model: GenerativeRecommender, folder: Path) -> None:
