@@ -113,6 +113,12 @@ HEAD = "user,item,time\n"
         ({"mine_csv": HEAD + "u,i,1700000000\nu,i,1700000000000\n"}, "times are in different units, e.g. 1700000000 "),
         ({"mine_csv": HEAD + "u,i,nan\n"}, "mine.csv:2: the time 'nan' is no number"),
         ({"mine_csv": HEAD + "u,i,1\nu,i,2024-01-01\n"}, "mine.csv:3: the times before are numbers"),
+        (
+            {"mine_csv": HEAD + "u,i,soon\nu,i,1\nu,,1\nu,j,2024-01-01\n"},
+            "mine.csv:2: the time 'soon' is no number and no date of ISO 8601 such as 2024-05-31T12:00:00Z. Mend or "
+            "remove the row. Also wrong: lines 4, 5.",
+        ),
+        ({"mine_csv": HEAD + "u,i,\n" * 9}, "Mend or remove the row. Also wrong: lines 3, 4, 5, 6, 7, and maybe later"),
         ({"mine_csv": HEAD + "u,,1\n"}, "mine.csv:2: The item id '' cannot be a RecBole token"),
         ({"mine_csv": HEAD + 'u,"a,1\n'}, "no row of a table"),
         ({"mine_csv": HEAD + "u,NA,1\n"}, "mine.csv:2: The item id 'NA' cannot be"),

@@ -8,6 +8,7 @@ import csv
 import gzip
 import logging
 import math
+import re
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,8 @@ USER, ITEM, TIME = ("user_id", "user"), ("item_id", "item"), ("timestamp", "time
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
 TIE_RULE = "time, then line of the file; copies of a row (same user, item and time) dropped"
 _SEPARATORS = ",;\t"
+_TOLD = 6
+"""Rows that are looked for after one cannot be read, itself included."""
 _SPLIT = 3
 """Fewest interactions of a user with a validation and a test item."""
 
@@ -75,20 +78,32 @@ def read(files: Mapping[str, Path], work: Path) -> SourceData:
     Memory holds three numbers a row and every id once.
 
     Raises:
-        UserError: file:line of the first thing wrong.
+        UserError: file:line of the first thing wrong, and where the next ones are.
     """
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     user, item, time = array("q"), array("q"), array("d")
     dates: bool | None = None
+    wrong: dict[str, UserError] = {}
     for where, row in _rows(files["interactions"]):
-        user.append(_number(users, where, "user", _value(where, row, USER)))
-        item.append(_number(items, where, "item", _value(where, row, ITEM)))
-        seconds, date = _seconds(where, _value(where, row, TIME))
-        if date != (dates if dates is not None else date):
-            raise UserError(f"{where}: the times before are {'dates' if dates else 'numbers'}: write all in one way.")
+        try:
+            of_user = _number(users, where, "user", _value(where, row, USER))
+            of_item = _number(items, where, "item", _value(where, row, ITEM))
+            seconds, date = _seconds(where, _value(where, row, TIME))
+            if date != (dates if dates is not None else date):
+                before = "dates" if dates else "numbers"
+                raise UserError(f"{where}: the times before are {before}: write all in one way.")
+        except UserError as error:
+            wrong[where] = error
+            if len(wrong) == _TOLD:
+                break
+            continue
         dates = date
+        user.append(of_user)
+        item.append(of_item)
         time.append(seconds)
+    if wrong:
+        raise _unreadable(wrong)
     if not user:
         raise UserError(f"{files['interactions']} has no row: add one for each click, user, item and time.")
     if not dates:
@@ -96,6 +111,17 @@ def read(files: Mapping[str, Path], work: Path) -> SourceData:
     texts = _texts(files["texts"], items) if "texts" in files else None
     sequences = _sequences(np.asarray(user), np.asarray(item), np.asarray(time), list(users), list(items))
     return SourceData(sequences, tie_rule=TIE_RULE, texts=texts)
+
+
+def _unreadable(wrong: Mapping[str, UserError]) -> UserError:
+    """The complaint about the first row, and where the next ones are that cannot be read either."""
+    first, *others = wrong
+    if not others:
+        return wrong[first]
+    unit = "row" if ", row " in first else "line"
+    numbers = ", ".join(re.split("[: ]", where)[-1] for where in others)
+    more = ", and maybe later ones" if len(wrong) == _TOLD else ""
+    return UserError(f"{wrong[first]} Also wrong: {unit}{'s' * (len(others) > 1)} {numbers}{more}.")
 
 
 def _check_unit(file: Path, time: np.ndarray) -> None:
