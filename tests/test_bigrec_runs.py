@@ -204,6 +204,21 @@ def test_titles_are_embedded_by_the_base_as_it_was_before_training(ring, base, m
     assert vectors_in_cache(ring) == [kept]
 
 
+def test_titles_are_embedded_by_the_trained_model_where_that_is_asked_for(ring, base, monkeypatch):
+    monkeypatch.setattr(causal_lm, "base_states", None)
+    _, _, model = titles_model(base, **{"bigrec.embedder": "model"})
+    ranker, backbone = model.title_ranker, model.backbone
+    before = ranker.embed(ranker.titles[:3], cached=True)
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight.mul_(1.5)
+    after = ranker.embed(ranker.titles[:3], cached=True)
+    torch.testing.assert_close(
+        after, text_states(backbone.decoder, backbone.tokenizer, ranker.titles[:3], pooling="last")
+    )
+    assert not torch.allclose(before, after, atol=1e-2)
+
+
 def test_vectors_are_kept_by_what_the_base_holds_not_by_where_it_is(ring, base, tmp_path):
     moved, changed = tmp_path / "moved", tmp_path / "changed"
     for folder in (moved, changed):

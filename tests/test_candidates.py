@@ -19,6 +19,7 @@ from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.diagnosis import diagnose, item_findings, list_findings
 from recbole_ilrec.training.layer_losses import layer_losses
 from recbole_ilrec.training.reward_rows import reward_table
+from recbole_ilrec.training.task_batches import supervised_batches
 from recbole_ilrec.training.trainer import GenerativeTrainer
 from tests.worlds import (
     QUICK,
@@ -359,3 +360,14 @@ def test_lists_that_do_not_fit_the_interactions_are_refused(tmp_path, monkeypatc
         UserError, match=r"told: the published choice of user '\w+' after \d+ items is not in told.inter"
     ):
         built(dataset="told", **TOLD)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_candidates_are_shown_in_another_order_in_each_epoch_unless_they_are_to_stay(learned, monkeypatch, shuffle):
+    monkeypatch.chdir(learned[0])
+    config = Config("BIGRec", "ring", config_dict={**CHOOSE, "candidates.shuffle": shuffle})
+    dataset = build_data(config).train._dataset
+    model = config.model_class(config, dataset)
+    batches, *_ = supervised_batches(config, model, to_pairs(dataset.inter_feat, model))
+    first, later = (batches.encode(epoch, np.arange(9)).input_ids for epoch in (0, 1))
+    assert torch.equal(first, later) != shuffle

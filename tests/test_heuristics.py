@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_ilrec import run_recbole_ilrec
 from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
-from recbole_ilrec.collaborative.reward_model import load_reward_model
+from recbole_ilrec.collaborative.reward_model import load_reward_model, reward_key
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
@@ -160,6 +160,12 @@ def test_transitions_can_be_the_reward_of_a_language_model(root):
     given = Config("GRU4Rec", "toy", None, settings(root, reward_model="Transitions", reward_checkpoint=str(kept)))
     again = load_reward_model(given, data.train._dataset).probabilities(rows)
     assert torch.equal(again, probabilities), "its counts are part of a checkpoint too"
+    key = reward_key(given, data.train._dataset)
+    state = json.loads((kept / "best/state.json").read_text())
+    assert state["content"]["config"]["transitions.decay"] == 0
+    state["content"]["config"]["transitions.decay"] = 0.5
+    (kept / "best/state.json").write_text(json.dumps(state))
+    assert reward_key(given, data.train._dataset) != key, "equal counts, other scores"
 
 
 @pytest.mark.parametrize(

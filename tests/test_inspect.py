@@ -63,6 +63,16 @@ def test_tables_hold_the_truth_its_rivals_and_what_stands_behind_them(asked):
     assert first.negatives == sum(token.negative for token in every)
 
 
+def test_layers_are_read_through_the_final_norm_as_the_run_was_told(asked):
+    whole = asked.names.history("u3")
+    config, seen = asked.trained.config, []
+    for norm in (True, False):
+        ilrec = config.settings.ilrec.model_copy(update={"apply_final_norm": norm})
+        config.settings = config.settings.model_copy(update={"ilrec": ilrec})
+        seen.append(inspect_answer(asked, whole[:-1], whole[-1], own=whole, most=6).places[0].tokens[0])
+    assert seen[0].final == seen[1].final and seen[0].layers != seen[1].layers
+
+
 def test_rewards_are_those_of_training(asked):
     """The row of the test part gives the same rewards by the collaborative model's own verb."""
     model, data = asked.trained.model, asked.trained.data.test._dataset.inter_feat

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 import torch
+import transformers
 
 from recbole_ilrec.backbone import build_backbone
 from recbole_ilrec.configuration.config import Config
@@ -157,3 +158,18 @@ def test_the_packaged_model_writes_english(tmp_path):
     ids = backbone.tokenizer.encode("The capital of France is", return_tensors="pt")
     states = backbone.layer_states(ids, ids.new_tensor([ids.shape[1] - 1]))
     assert backbone.tokenizer.decode(states.head(states.final).argmax(-1)).strip() == "Paris"
+
+
+def test_the_revision_of_a_hub_id_is_asked_for_of_weights_and_tokenizer(monkeypatch):
+    asked = []
+
+    def noted(path, **options):
+        asked.append((path, options.get("revision")))
+        if len(asked) == 2:
+            raise OSError("enough")
+
+    for loader in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(loader, "from_pretrained", noted)
+    with pytest.raises(UserError, match="could not be loaded .enough"):
+        build_backbone(BackboneSettings(path="some/model", revision="abc1"), [], [], 0)
+    assert asked == [("some/model", "abc1")] * 2

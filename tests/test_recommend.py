@@ -481,3 +481,17 @@ def test_choices_among_candidates_are_refused(tmp_path, monkeypatch):
 
 def test_it_is_offered_at_the_top():
     assert recbole_ilrec.Recommender is Recommender
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_lists_asked_for_are_searched_until_they_are_proven_as_in_the_runs_evaluation(world, tmp_path, exact):
+    """Weights that know little and two beams: only a search that goes on finds the best two of all items."""
+    few = {"epochs": 1, "eval_step": 1, "num_beams": 2, "topk": [1, 2], "valid_metric": "Hit@1", "decode.exact": exact}
+    places = {"data_path": str(world[0] / "dataset"), "checkpoint_dir": str(tmp_path / "saved")}
+    run_recbole_ilrec("LCRec", "ring", config_dict={**QUICK, **LEARN, **few, **places})
+    asked = Recommender.load(newest(tmp_path, "LCRec"), device="cpu")
+    rows = asked.trained.data.test._dataset.inter_feat
+    best = asked.trained.model.full_sort_predict(rows)[:, 1:].topk(2).values
+    histories = [asked.names.history(asked.names.users[user - 1])[:-1] for user in rows["user_id"].tolist()]
+    found = [[place.score for place in places] for places in asked.recommend(histories, topk=2)]
+    assert np.allclose(found, best, atol=1e-4) == exact

@@ -6,7 +6,7 @@ Knows RecBole's models and the cache; never tokens or the trie (see ``recbole_il
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,9 @@ def reward_key(config: Config, dataset: SequenceDataset) -> str:
         UserError: an unknown model, a bad ``reward.config``, or no checkpoint where one is given.
     """
     if config.settings.reward.checkpoint:
-        return fingerprint(_checkpoint_folder(config))
+        folder = _checkpoint_folder(config)
+        asked = json.dumps(_settings_of(config, plain_entry(folder, "config") or {}), sort_keys=True, default=str)
+        return hashlib.sha256(f"{fingerprint(folder)} {asked}".encode()).hexdigest()[:16]
     return _key(_own_config(config, dataset), dataset)
 
 
@@ -246,7 +248,7 @@ def trained_elsewhere(config: Config) -> bool | None:
 
 def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
     folder = _checkpoint_folder(config)
-    name, model_class, _ = find_model(config.settings.reward.model)
+    name, _, _ = find_model(config.settings.reward.model)
     try:
         check_kind(folder, name)
     except UserError as error:
@@ -259,12 +261,16 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
             f"reward_checkpoint={folder} knows other items than dataset '{config.dataset}': use one trained on "
             "this dataset with the same filters, or leave reward_checkpoint out to train one."
         )
-    stored = read_of(model_class, state["config"])
-    own = {key: value for key, value in stored.items() if key not in _SELECTING and key not in OUTCOME_FREE}
-    model = build_model(reward_config(config, own), dataset)
+    model = build_model(reward_config(config, _settings_of(config, state["config"])), dataset)
     load_weights(model, state["model"], folder)
     model.load_other_parameter(state["other_parameter"])
     return model
+
+
+def _settings_of(config: Config, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint's model reads, as it was trained: equal weights may stand for other scores."""
+    stored = read_of(find_model(config.settings.reward.model)[1], kept)
+    return {key: value for key, value in stored.items() if key not in _SELECTING and key not in OUTCOME_FREE}
 
 
 @spent_on(REWARD)
