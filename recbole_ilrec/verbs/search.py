@@ -39,7 +39,7 @@ HELP = """usage: recbole-ilrec search NAME|--space=FILE --model=MODEL --dataset=
 
 Makes runs with other settings and keeps those that are best on validation. The test part is not evaluated.
 
-  NAME                       ilrec (the paper's grids, then finer), sasrec, transitions: properties/search/NAME.yaml
+  NAME                       ilrec (the paper's grids, then finer), sasrec, ...: a file in properties/search
   --space=FILE               a space of your own: YAML (docs/search.md), or a range file of RecBole (hyper.test)
   -m, --model=MODEL          as for run; may be left out where the space names one
   -d, --dataset=DATASET      as for run
