@@ -39,12 +39,17 @@ verbs
 recbole-ilrec VERB --help shows the options of a verb.
 """
 
-RUN_HELP = """usage: recbole-ilrec run --model=MODEL --dataset=DATASET [--key=value ...]
+FIRST_RUN = ("ILRec", "ml-100k")
+"""Model and dataset of ``run`` where it is given neither, nor a file of settings."""
 
-  -m, --model=ILRec          ILRec, LCRec, BIGRec, DPO, SDPO, RosePO, SPRec, a baseline that only counts (Pop,
+RUN_HELP = """usage: recbole-ilrec run [--model=MODEL --dataset=DATASET] [--key=value ...]
+
+Trains a model and evaluates it; without model, dataset and config files ILRec on ml-100k.
+
+  -m, --model=MODEL          ILRec, LCRec, BIGRec, DPO, SDPO, RosePO, SPRec, a baseline that only counts (Pop,
                              Transitions), a sequential model of RecBole (SASRec, GRU4Rec, BERT4Rec, Caser, ...), or
                              your own class as module:Class
-  -d, --dataset=ml-100k      a folder in --data_path (default: dataset/), or ml-100k, which comes with RecBole
+  -d, --dataset=DATASET      a folder in --data_path (default: dataset/), or ml-100k, which comes with RecBole
   --config_files="a.yaml b.yaml"
                              YAML files of settings, separated by blanks or commas; later ones win
   --result_file=PATH         write the result as JSON
@@ -164,6 +169,8 @@ def run(arguments: Arguments) -> int:
         from recbole_ilrec.configuration.config import Config
 
     model, dataset = arguments.take("model"), arguments.take("dataset")
+    if model is None and dataset is None and not files:
+        model, dataset = FIRST_RUN
     if show:
         sys.stdout.write(Config(model, dataset, files, arguments.options).describe() + "\n")
         return 0

@@ -13,6 +13,7 @@ import torch
 from recbole.utils import get_gpu_usage, init_logger, init_seed, set_color
 from texttable import Texttable
 
+from recbole_ilrec.checks.finding import as_plain
 from recbole_ilrec.configuration.config import Config, MissingDataset
 from recbole_ilrec.configuration.contradictions import check_trackers
 from recbole_ilrec.configuration.outcome import keys_of, settings_of_record
@@ -23,9 +24,13 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
 from recbole_ilrec.report.costs import ledger, spent_on
 from recbole_ilrec.report.record import Stopwatch, append_record, commit, machine
+from recbole_ilrec.report.runs import certified
 from recbole_ilrec.runs.certificate import evaluation_certificate
+from recbole_ilrec.runs.diagnosis import diagnose, log_findings
+from recbole_ilrec.runs.result_file import keep_result
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.allocator import keep_freed_memory
+from recbole_ilrec.runtime.device import gpu_name
 from recbole_ilrec.runtime.imports import quick_imports
 from recbole_ilrec.runtime.resumption import resumable
 from recbole_ilrec.runtime.run_folder import AUTO, begun_as, newest_run, refuse_other_data
@@ -54,7 +59,8 @@ def run_recbole_ilrec(
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result``, and
-        ``record``, the file to which the run's record was added (``None`` when nothing is saved).
+        ``evaluation``, the certificate of these numbers, and ``record``, the file to which the run's record was added
+        (both ``None`` when nothing is saved).
 
     Raises:
         UserError: anything in the settings or data that has to be changed.
@@ -123,17 +129,21 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     if result["best_valid_result"] is not None:  # one that was read back from a checkpoint is a plain dictionary
         result["best_valid_result"] = OrderedDict(result["best_valid_result"])
     made = {key: result.pop(key, None) for key in ("folder", "parameters", "lists", "findings")}
-    result["record"] = None
+    certificate = record = None
     if saved and processes.is_first():
         certificate = evaluation_certificate(config, data, result, made)
+        keep_result(Path(made["folder"]), result, certificate)
         about = {key: made[key] for key in ("folder", "parameters", "findings")}
         about |= {"evaluation": certificate, "data": data.counts}
-        result["record"] = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
+        record = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
         if config.settings.task == "full":
             logger.info("Lists of this model: recbole-ilrec recommend %s --users=ID", shlex.quote(str(made["folder"])))
+    result |= {"evaluation": certificate, "record": record}
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     if result["test_result"] is not None:
+        if certificate is not None:
+            logger.info("What the test result is of: %s", certified(certificate))
         logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
 
@@ -152,8 +162,10 @@ def _record(config: Config, result: Mapping[str, Any], about: Mapping[str, Any])
         "dataset": config.dataset,
         "seed": config["seed"],
         "device": str(config["device"]),
+        "gpu": gpu_name(config["device"]),
+        "processes": processes.world(),
         "threads": torch.get_num_threads(),
-        "result": {key: value for key, value in result.items() if key != "record"},
+        "result": dict(result),
         "settings": settings_of_record(config),
         "config": config.as_dict(),
         **about,
@@ -214,7 +226,11 @@ def _train_and_evaluate(config: Config, data: Data, saved: bool) -> dict[str, An
         return run_llm(config, data, saved)
     from recbole_ilrec.collaborative.classical_run import run_classical
 
-    return run_classical(config, data, saved)
+    findings = None
+    if config["eval_test"]:
+        findings = diagnose(config, data)
+        log_findings(findings)
+    return {**run_classical(config, data, saved), "findings": findings and as_plain(findings)}
 
 
 def environment_table(config: Config) -> str:

@@ -16,7 +16,9 @@ from recbole_ilrec.errors import UserError
 from recbole_ilrec.models.model import to_pairs
 from recbole_ilrec.preparation.candidate_lists import CandidateRow, write_candidates
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runs.diagnosis import diagnose, item_findings, list_findings
+from recbole_ilrec.runs.data_diagnosis import list_findings
+from recbole_ilrec.runs.diagnosis import diagnose
+from recbole_ilrec.runs.model_diagnosis import item_findings
 from recbole_ilrec.training.layer_losses import layer_losses
 from recbole_ilrec.training.reward_rows import reward_table
 from recbole_ilrec.training.task_batches import supervised_batches

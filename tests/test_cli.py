@@ -126,6 +126,12 @@ def test_help_and_settings_are_shown(root, capsys):
     assert not (root / "saved").exists()
 
 
+def test_without_anything_given_it_is_ilrec_on_the_data_that_recbole_brings(root, capsys):
+    assert cli.main(["run", "--print_config"]) == 0
+    shown = capsys.readouterr().out
+    assert "model = 'ILRec'" in shown and "dataset = 'ml-100k'" in shown and "paradigm" in shown
+
+
 def test_a_run_from_files_writes_its_result(root):
     (root / "a.yaml").write_text("epochs: 5\nseed: 3\n")
     (root / "b.yaml").write_text("epochs: 1\n")
@@ -135,8 +141,12 @@ def test_a_run_from_files_writes_its_result(root):
         common = {"model": "SASRec", "dataset": "toy", "config_files": files, "result_file": str(target), **settings}
         assert run(**common) == 0
         result = json.loads(target.read_text())
-        assert set(result) == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result", "record"}
+        recboles = {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"}
+        assert set(result) == recboles | {"evaluation", "record"}
+        assert result["evaluation"]["test"]["rows_evaluated"] == result["evaluation"]["test"]["rows_in_split"]
         assert list(target.parent.iterdir()) and not list(target.parent.glob(".*"))
+    kept = [json.loads(path.read_text()) for path in (root / "saved").glob("SASRec-toy-*/result.json")]
+    assert [(run["test"], run["evaluation"]) for run in kept] == [(result["test_result"], result["evaluation"])] * 2
     one, two = (json.loads((root / f"new/folder/{number}.json").read_text()) for number in range(2))
     assert one == two
 

@@ -25,7 +25,8 @@ from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.identifiers.title import TitleIdentifiers
 from recbole_ilrec.models.item_index import item_identifiers
 from recbole_ilrec.quick_start import run_recbole_ilrec
-from recbole_ilrec.runs.diagnosis import diagnose, leak_findings
+from recbole_ilrec.runs.data_diagnosis import leak_findings
+from recbole_ilrec.runs.diagnosis import diagnose
 from tests.worlds import QUICK, compact_encoder, ring_world, small_backbone, small_catalog, write_dataset
 
 
@@ -344,12 +345,14 @@ def test_bad_options_get_status_2(world, capsys):
     assert cli.main(["doctor", "--help"]) == 0 and "Exit status" in capsys.readouterr().out
 
 
-def test_a_run_logs_the_short_form(world, caplog):
-    settings = {**QUICK, "epochs": 1, "saved": False, "exclude_history": True, "topk": [5], "valid_metric": "NDCG@5"}
+@pytest.mark.parametrize("model", ["LCRec", "Pop"])
+def test_a_run_logs_the_short_form(world, caplog, model):
+    settings = {"epochs": 1, "saved": False, "exclude_history": True, "topk": [5], "valid_metric": "NDCG@5"}
+    settings |= QUICK if model == "LCRec" else {"device": "cpu", "show_progress": False}
     sequence, _ = ring_world(users=30, items=5, length=9)  # every user comes back to an item
     write_dataset(world / "dataset", "again", sequence, [(n,) for n in range(12)])
     with caplog.at_level(logging.INFO, "recbole_ilrec.runs.diagnosis"):
-        run_recbole_ilrec("LCRec", "again", config_dict={**settings, "state": "INFO"})
+        run_recbole_ilrec(model, "again", config_dict={**settings, "state": "INFO"})
     told = [record for record in caplog.records if record.name == "recbole_ilrec.runs.diagnosis"]
     assert "1 needs attention" in told[0].getMessage()
     assert told[1].levelname == "WARNING" and "exclude_history=true" in told[1].getMessage()

@@ -113,6 +113,10 @@ def test_a_model_trained_from_scratch_is_exported_whole(tmp_path, monkeypatch):
     card = (out / "README.md").read_text()
     result = json.loads((run / "result.json").read_text())
     assert f"ndcg@10 {result['test']['ndcg@10']:.4f}" in card and "base_model" not in card
+    assert "12 of 12 test rows, items of the history kept, ranked among all items" in card
+    assert "lists of 10, all valid and distinct" in card and "left out" not in card
+    given = json.loads((tmp_path / "dataset/ring/ring.index.json").read_text())
+    assert json.loads((out / "index.json").read_text()) == given, "LC-Rec's file, which index_file takes"
     items = json.loads((out / "items.json").read_text())
     assert [item["id"] for item in items] and items[0]["title"].startswith("guitar")
     prompt, rows = json.loads((out / "prompt.json").read_text()), json.loads((out / "golden.json").read_text())
@@ -153,3 +157,17 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch, capsys, word
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not (tmp_path / "x").exists()
+
+
+def test_the_card_and_its_program_leave_out_what_the_runs_numbers_leave_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path, exclude_history=True)
+    out = export_run(run, tmp_path / "out")
+    card = (out / "README.md").read_text()
+    assert "items of the history left out" in card and "recommend(history, exclude_history=False)" in card
+    (found,) = recommended(out)
+    rows = json.loads((out / "golden.json").read_text())
+    for row, listed, every in zip(rows, found, golden(out), strict=True):
+        kept = [items for items, _ in every if not set(items) <= set(row["history"])]
+        assert len(kept) < len(every), "else nothing is left out"
+        assert sorted(map(tuple, kept)) == sorted(tuple(items) for items, _ in listed)

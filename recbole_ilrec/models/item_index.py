@@ -22,7 +22,7 @@ from recbole_ilrec.identifiers.uniqueness import learn_identifiers
 from recbole_ilrec.models.pretrained import local_backbone
 from recbole_ilrec.preparation.files import made_once, write_atomically
 from recbole_ilrec.report.costs import note_earlier, note_made, spent_on
-from recbole_ilrec.report.record import Stopwatch
+from recbole_ilrec.report.record import Stopwatch, machine
 from recbole_ilrec.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,9 @@ def _learned(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_index(path, tokens, identifiers)
         with write_atomically(costs) as stream:
-            json.dump(watch.read(), stream)
+            of_texts = hashlib.sha256(json.dumps(what["texts"]).encode()).hexdigest()
+            about = {**what, "items": len(tokens), "texts": of_texts}
+            json.dump({**watch.read(), "learned_from": about, **machine()}, stream, indent=1)
         note_made(path)
         return path, identifiers
 

@@ -46,8 +46,9 @@ for item in items.values():
         children.setdefault(answer[:length], set()).add(answer[length])
 
 
-def recommend(history):
+def recommend(history, exclude_history={exclude}):
     \"\"\"Groups of items that share an identifier, best first, each with its log-probability.\"\"\"
+    seen = set(history) if exclude_history else set()
     ids = list(prompt["before"])
     for place, item in enumerate(history := history[-prompt["max_items"] :]):
         last = place == len(history) - 1 and prompt["after"]
@@ -69,11 +70,11 @@ def recommend(history):
     for sequence, score in zip(found.sequences[:, len(ids) :].tolist(), found.sequences_scores.tolist()):
         answers = [tuple(sequence[:length]) for length in range(1, len(sequence) + 1)]
         best += [(named[answer], score) for answer in answers if answer in named]
-    return best
+    return [(left, score) for group, score in best if (left := [item for item in group if item not in seen])]
 """
 
 
-def program(adapter: bool, base: str, dtype: str, quantised: bool) -> str:
+def program(adapter: bool, base: str, dtype: str, quantised: bool, excludes: bool) -> str:
     """A Python program that loads the folder it stands in and defines ``recommend(history)``.
 
     Args:
@@ -81,10 +82,11 @@ def program(adapter: bool, base: str, dtype: str, quantised: bool) -> str:
         base: where the adapter's base model is.
         dtype: precision of the base's weights.
         quantised: whether the base is to be loaded in four bits.
+        excludes: whether it leaves items of the history out where it is not told.
     """
     four_bits = QUANTISED.format(dtype=dtype) if quantised else ""
     load = LOAD_ADAPTER.format(base=base, dtype=dtype, quantised=four_bits) if adapter else LOAD_MODEL
-    text = PROGRAM.format(load=load)
+    text = PROGRAM.format(load=load, exclude=excludes)
     return text if quantised and adapter else text.replace("AutoTokenizer, BitsAndBytesConfig,", "AutoTokenizer,")
 
 
@@ -95,6 +97,7 @@ def model_card(
     adapter: bool,
     facts: Mapping[str, Any],
     metrics: Mapping[str, Mapping[str, float] | None],
+    notes: Sequence[str] = (),
     files: Sequence[tuple[str, str]],
     code: str,
 ) -> str:
@@ -106,6 +109,7 @@ def model_card(
         adapter: whether the folder holds an adapter.
         facts: what was trained on what, e.g. the command, as rows of a table.
         metrics: split -> metric -> value.
+        notes: sentences about the metrics.
         files: name and content of each file.
         code: see :func:`program`.
     """
@@ -121,6 +125,7 @@ def model_card(
     for split, values in metrics.items():
         if values:
             lines += [f"**{split}**: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()), ""]
+    lines += [*notes, ""] if notes else []
     lines += ["## Files", "", *(f"* `{name}`: {content}" for name, content in files), ""]
     lines += ["## Use", "", "```python", code.rstrip("\n"), "```", ""]
     return "\n".join(lines)

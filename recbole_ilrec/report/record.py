@@ -22,7 +22,11 @@ import psutil
 
 from recbole_ilrec import __version__
 
-PACKAGES = ("recbole", "torch", "transformers", "numpy", "pandas")
+PACKAGES = (
+    *("recbole", "torch", "transformers", "tokenizers", "accelerate", "peft", "bitsandbytes", "safetensors"),
+    *("numpy", "pandas", "scipy", "scikit-learn"),
+)
+"""Packages whose version may decide a number; those that are not there are not named."""
 
 
 class Stopwatch:
@@ -42,7 +46,7 @@ class Stopwatch:
 def machine() -> dict[str, Any]:
     """Software versions, processor and memory of this process."""
     return {
-        "versions": {"recbole_ilrec": __version__, **{name: _version(name) for name in PACKAGES}},
+        "versions": {"recbole_ilrec": __version__, **{name: found for name in PACKAGES if (found := _version(name))}},
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": os.cpu_count(),

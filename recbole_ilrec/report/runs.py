@@ -115,6 +115,20 @@ def conditions(record: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"data {certificate['data'][:8]}"])
 
 
+def certified(certificate: Mapping[str, Any]) -> str:
+    """Who was ranked among what by which rules, and how full the lists were: a certificate in one line."""
+    lists = certificate.get("lists")
+    return conditions({"evaluation": certificate}) + (f", {lists_told([lists])}" if lists else "")
+
+
+def lists_told(lists: Sequence[Mapping[str, Any]]) -> str:
+    """How long and how full the lists of some runs are."""
+    lengths = " or ".join(map(str, sorted({kept["length"] for kept in lists})))
+    valid, distinct = (min(kept[name] for kept in lists) for name in ("valid", "distinct"))
+    full = "all valid and distinct" if valid == distinct == 1 else f"{valid:.2%} valid, {distinct:.2%} distinct or more"
+    return f"lists of {lengths}, {full}"
+
+
 def rows_evaluated(record: Mapping[str, Any], *, limited: bool = False) -> str:
     """How many test rows were evaluated, of how many and why; empty where it is not known.
 

@@ -18,6 +18,7 @@ from recbole_ilrec.report.estimate import ONCE, Estimate, Part
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs.classical_estimation import classical_parts
 from recbole_ilrec.runtime import processes
+from recbole_ilrec.runtime.device import gpu_name
 from recbole_ilrec.runtime.imports import quick_imports
 
 
@@ -48,7 +49,7 @@ def estimate_run(config: Any, seconds: float = 10.0) -> Estimate:
             parts, sizes = classical_parts(config, data, Path(scratch))
     about, gpu = machine(), config["use_gpu"]
     threads = torch.get_num_threads()
-    where = torch.cuda.get_device_name(config["device"]) if gpu else f"{threads} thread{'s' * (threads > 1)}"
+    where = gpu_name(config["device"]) or f"{threads} thread{'s' * (threads > 1)}"
     backbone = f", backbone {config.settings.backbone_name}" if config.is_llm else ""
     return Estimate(
         title=f"{config.model} on {config.dataset}{backbone}: one process on {about['processor']}, {where}",

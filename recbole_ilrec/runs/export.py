@@ -13,10 +13,13 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.decoding.users import rank_users
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.identifiers.semantic_id import write_index
 from recbole_ilrec.identifiers.title import TITLE_FIELDS
+from recbole_ilrec.models.item_index import item_identifiers
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.preparation.files import install, share, staging_folder
 from recbole_ilrec.report.card import model_card, program
+from recbole_ilrec.report.runs import certified
 from recbole_ilrec.runs.result_file import RESULT
 from recbole_ilrec.runs.trained import best_state, load_trained
 from recbole_ilrec.schema import Ranking
@@ -24,11 +27,13 @@ from recbole_ilrec.schema import Ranking
 logger = logging.getLogger(__name__)
 
 GOLDEN_USERS = 8
+INDEX = "index.json"
 FILES = (
     ("items.json", "the catalogue: `id`, `title`, `tokens` in a history, `answer` as it is generated"),
     ("trie.safetensors", "the prefix trie of all answers in flat arrays (see below)"),
     ("prompt.json", "token ids before, between and after the items of a history, and their texts"),
     ("generation_config.json", "the beam search"),
+    (INDEX, "semantic IDs alone: LC-Rec's index file (not for titles)"),
     ("golden.json", "histories with the lists and scores that this model gives, to check another engine against"),
 )
 TRIE_NOTE = """
@@ -78,6 +83,10 @@ def export_run(run: Path, out: Path, *, merge: bool = False) -> Path:
         arrays = {**vars(catalog.trie), "item_order": catalog.item_order, "leaf_start": catalog.leaf_start}
         save_file({name: array.contiguous() for name, array in arrays.items()}, folder / "trie.safetensors")
         _write(folder / "golden.json", _golden(data, model))
+        if config.settings.paradigm == "lcrec":
+            dataset = data.train._dataset
+            names = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+            write_index(folder / INDEX, names, item_identifiers(config, dataset))
         (folder / "README.md").write_text(_card(config, model, state, best) + TRIE_NOTE, encoding="utf-8")
         for path in filter(Path.is_file, folder.iterdir()):
             share(path)
@@ -164,6 +173,7 @@ def _card(config: Config, model: GenerativeRecommender, state: Mapping[str, Any]
     settings, backbone = config.settings, model.backbone
     result = best.parent / RESULT
     outcome: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    certificate = outcome.get("evaluation")
     adapter = backbone.adapter is not None
     own = settings.backbone
     base = str(backbone.model.name_or_path or own.path) if own.path else None
@@ -175,7 +185,8 @@ def _card(config: Config, model: GenerativeRecommender, state: Mapping[str, Any]
         if settings.adapter.lora
         else "-",
         "seed": config["seed"],
-        "users evaluated": f"the first {settings.eval_users}" if settings.eval_users else "all",
+        "numbers of the test part": certified(certificate) if certificate else "not known",
+        "numbers of the validation part": f"{settings.train.valid_users or 'all'} users at most, likewise",
         "command": outcome.get("command", "-"),
         "versions": ", ".join(f"{name} {number}" for name, number in outcome.get("versions", {}).items()) or "-",
     }
@@ -186,6 +197,23 @@ def _card(config: Config, model: GenerativeRecommender, state: Mapping[str, Any]
         adapter=adapter,
         facts=facts,
         metrics={"Validation": state.get("valid_result"), "Test": outcome.get("test")},
+        notes=_how_it_differs(model),
         files=FILES,
-        code=program(adapter, str(base), own.dtype, quantised),
+        code=program(adapter, str(base), own.dtype, quantised, settings.decode.exclude_history),
     )
+
+
+def _how_it_differs(model: GenerativeRecommender) -> list[str]:
+    """Where the lists of the card's program are not those of the metrics."""
+    notes = []
+    if model.title_ranker is not None:
+        notes.append(
+            f"These numbers are of bigrec.ranker={model.settings.bigrec.ranker}, which compares vectors of titles; the "
+            "program below has the beam search alone, so its lists are others."
+        )
+    if model.settings.decode.exclude_history:
+        notes.append(
+            "Items of the history are left out. The program below does it after its search, so its lists are shorter; "
+            "the lists of golden.json keep them: recommend(history, exclude_history=False)."
+        )
+    return notes

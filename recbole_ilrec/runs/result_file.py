@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ from recbole_ilrec.report.record import machine
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
-"""In the folder of a language model's run: its metrics, versions and command."""
+"""In the folder of a run: its metrics with their certificate, versions and command."""
 GAMMA = "gamma"
 """In that file: the strength of the statistic in BIGRec's grounding, where it was chosen on validation."""
 
 
-def keep_result(folder: Path, valid: Any, test: Any, gamma: float | None) -> None:
-    """Leave the metrics in the folder of a language model's run; a disk that is full now must not cost the result.
+def keep_result(folder: Path, result: Mapping[str, Any], certificate: Mapping[str, Any]) -> None:
+    """Leave the metrics in the folder of a run; a disk that is full now must not cost the result.
 
     Args:
         folder: the run's.
-        valid: metrics of the best validation.
-        test: metrics of the test part.
-        gamma: see :data:`GAMMA`.
+        result: what the run returned.
+        certificate: what its numbers are numbers of.
     """
-    content = {"valid": valid, "test": test, **machine(), **({} if gamma is None else {GAMMA: gamma})}
+    content = {"valid": result["best_valid_result"], "test": result["test_result"], "evaluation": certificate}
+    content |= {**machine(), **({GAMMA: result["gamma"]["value"]} if GAMMA in result else {})}
     try:
         with write_atomically(folder / RESULT) as stream:
             json.dump(content, stream, indent=1)

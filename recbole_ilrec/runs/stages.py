@@ -28,7 +28,6 @@ from recbole_ilrec.runs.kept_stages import (
     train_once,
     turn,
 )
-from recbole_ilrec.runs.result_file import keep_result
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import fingerprint
 from recbole_ilrec.runtime.run_folder import new_folder
@@ -82,15 +81,12 @@ def run_llm(config: Any, data: Any, saved: bool = True) -> dict[str, Any]:
     if saved and config["model"] == SUPERVISED[config.settings.paradigm] and config.settings.objective == "sft":
         keep_as_stage(trainer, data, best_score)
     of_test: dict[str, Any] = dict.fromkeys(("test_result", "policies", "lists"))
-    with trainer.at_work() as here:
-        with spent_on("evaluation"):
-            chosen = choose_gamma(trainer)
-            if chosen is not None:
-                best_score, best_result = chosen.valid_score, chosen.valid_result
-            if config["eval_test"]:
-                of_test = _tested(trainer, data, saved, show)
-        if here:
-            keep_result(trainer.run_folder, best_result, of_test["test_result"], chosen.value if chosen else None)
+    with trainer.at_work(), spent_on("evaluation"):
+        chosen = choose_gamma(trainer)
+        if chosen is not None:
+            best_score, best_result = chosen.valid_score, chosen.valid_result
+        if config["eval_test"]:
+            of_test = _tested(trainer, data, saved, show)
     result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],

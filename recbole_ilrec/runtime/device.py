@@ -32,3 +32,8 @@ def choose_device(device: str, *, use_gpu: bool = True, gpu_id: object = None) -
     if not wanted.isdigit() or int(wanted) >= count:
         raise UserError(f"device={device}, GPU {wanted}: {count} GPU(s) can be used here. Choose --device=cpu or auto.")
     return torch.device("cuda", int(wanted))
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """What kind of GPU ``device`` is; ``None`` for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_ilrec.report.plan import Plan
-from recbole_ilrec.report.runs import ranked_among, rows_evaluated
+from recbole_ilrec.report.runs import lists_told, ranked_among, rows_evaluated
 from recbole_ilrec.report.statistics import ALPHA, TEST
 from recbole_ilrec.report.table import MARK
 
@@ -60,22 +60,23 @@ def _whom(records: Sequence[Mapping[str, Any]]) -> str:
 def _lists(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """How long and how full the lists of the language models are."""
     lists = [kept for record in records if (kept := record["evaluation"].get("lists"))]
-    if not lists:
-        return []
-    lengths = " or ".join(map(str, sorted({kept["length"] for kept in lists})))
-    valid, distinct = (min(kept[name] for kept in lists) for name in ("valid", "distinct"))
-    full = "all valid and distinct" if valid == distinct == 1 else f"{valid:.2%} valid, {distinct:.2%} distinct or more"
-    return [f"Lists of {lengths}, {full}."]
+    return [f"{lists_told(lists).capitalize()}."] if lists else []
 
 
 def _machines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """On what the costs came about."""
     if not {"time", "memory"}.intersection(plan.metrics) or not records:
         return []
-    kinds = sorted({", ".join(str(record.get(name, "?")) for name in ("processor", "device")) for record in records})
+    kinds = sorted({_kind(record) for record in records})
     threads = " or ".join(sorted({str(record.get("threads", "?")) for record in records}))
     mixed = "; not comparable where these differ" if len(kinds) > 1 or " or " in threads else ""
     return [f"Costs: {' and '.join(kinds)}, threads: {threads}{mixed}."]
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    """The machine that a record is of."""
+    several = f", {count} processes" if (count := record.get("processes", 1)) > 1 else ""
+    return f"{record.get('processor', '?')}, {record.get('gpu') or record.get('device', '?')}{several}"
 
 
 def spread(plan: Plan) -> str:
