@@ -144,6 +144,11 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f"The first word must be a verb: recbole-ilrec run {verb} ... Verbs: {', '.join(VERBS)}.")
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
+    if verb != "run" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, as torchrun does for each of several processes, and "
+            f"'{verb}' works in one: start it without torchrun, or run 'unset WORLD_SIZE RANK' before."
+        )
     command, text = VERBS[verb]
     arguments = parse(rest)
     if arguments.take("help"):

@@ -23,6 +23,11 @@ def is_place(name: object) -> bool:
     return isinstance(name, str) and _PLACE.fullmatch(name) is not None
 
 
+def as_listed(name: str) -> str:
+    """A name as registries list it, in whatever case it was typed; ``module:Class`` stays as it is."""
+    return name if is_place(name) else name.lower()
+
+
 def own_class(kind: str, place: str) -> type:
     """The class that ``module:Class`` names; the module lies in the working folder or where Python looks for modules.
 

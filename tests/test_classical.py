@@ -13,7 +13,8 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 from recbole_ilrec import run_recbole_ilrec
-from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
+from recbole_ilrec.collaborative.classical import ClassicalTrainer
+from recbole_ilrec.collaborative.model import build_model
 from recbole_ilrec.collaborative.reward_model import item_vectors, load_reward_model, reward_key
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import run_key

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from recbole_ilrec import __main__ as entry
 from recbole_ilrec import cli
 from recbole_ilrec.configuration.arguments import listed, parse
 from recbole_ilrec.errors import UserError
@@ -99,6 +100,10 @@ def test_nothing_typed_is_executed():
         (["run", "--dataset=toy"], "No model given"),
         (["run", "--model=SASRec", "--dataset=toy", "--epoch=3"], "Did you mean 'epochs'?"),
         (["run", "--model=SASRec", "--dataset=toy", "--config_files=no.yaml"], "no.yaml does not exist"),
+        (
+            ["doctor", "--model=Pop", "--dataset=toy", "--result_file=x"],
+            "result_file (from config_dict or command line)",
+        ),
         (["prepare"], "takes one dataset name"),
         (["prepare", "X"], "--source is missing"),
         (["prepare", "X", "--sorce=lcrec"], "Did you mean 'source'?"),
@@ -222,3 +227,10 @@ def test_a_verb_leaves_no_handler_that_would_show_a_later_run_twice(tmp_path, ca
     assert cli.main(["prepare", "mine", "--source=clicks", f"--path={tmp_path}", f"--out={tmp_path / 'out'}"]) == 0
     assert "0 of 4 rows are copies" in capsys.readouterr().err
     assert logging.getLogger().handlers == []
+
+
+def test_what_nobody_foresaw_is_a_traceback_a_line_and_a_status_of_its_own(monkeypatch, capsys):
+    monkeypatch.setitem(cli.VERBS, "run", (lambda arguments: 1 / 0, ""))
+    assert entry.main(["run"]) == 70
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.splitlines()[-1].startswith("fault: ZeroDivisionError: division by zero. The")

@@ -12,7 +12,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole_ilrec.configuration import config as config_module
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import MODELS, recbole_models
-from recbole_ilrec.configuration.outcome import request_of
+from recbole_ilrec.configuration.outcome import request_of, settings_key
 from recbole_ilrec.configuration.presets import parse_value, properties_folder, read_yaml
 from recbole_ilrec.configuration.unread import unread
 from recbole_ilrec.errors import UserError
@@ -261,3 +261,9 @@ def test_what_a_model_does_not_read_is_told(model, given, names):
 
 def test_an_interval_may_be_a_list():
     assert make("SASRec", user_inter_num_interval=[5, "inf"])["user_inter_num_interval"] == "[5,inf]"
+
+
+def test_the_case_of_an_objective_changes_nothing(llm):
+    typed, listed = (make("ILRec", objective=name, alpha=0.5) for name in ("SFT", "sft"))
+    assert unread(typed) == unread(listed) == ["alpha"] and settings_key(typed) == settings_key(listed)
+    assert refused("ILRec", objective="ILRec", k=9) == refused("ILRec", objective="ilrec", k=9)

@@ -12,7 +12,8 @@ pytest.importorskip("recbole")
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_ilrec import run_recbole_ilrec
-from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
+from recbole_ilrec.collaborative.classical import ClassicalTrainer
+from recbole_ilrec.collaborative.model import build_model
 from recbole_ilrec.collaborative.reward_model import load_reward_model, reward_key
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import build_data

@@ -1,6 +1,7 @@
 """Training that begins with the weights of another: ``train.init_from``."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import keys_of, settings_key, supervised_key
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.errors import UserError
+from recbole_ilrec.objective import Needs
 from recbole_ilrec.objective.ilrec import ILRec
-from recbole_ilrec.objective.sft import SFT
+from recbole_ilrec.objective.sft import SFT, cross_entropy
 from recbole_ilrec.quick_start import run_recbole_ilrec
 from recbole_ilrec.runs.diagnosis import diagnose
 from recbole_ilrec.runs.kept_stages import supervision_alone
 from recbole_ilrec.runtime.checkpoint import load_state
 from recbole_ilrec.runtime.interrupts import Interrupted
+from recbole_ilrec.schema import LossTerms
 from recbole_ilrec.training.loop import StepTrainer
 from tests.worlds import LEARN, QUICK, newest
 
@@ -167,3 +170,44 @@ def test_weights_of_other_data_are_refused_and_seen_by_the_doctor(ring):
     data = build_data(config)
     findings = diagnose(config, data, config.model_class(config, data.train._dataset))
     assert [found.level for found in findings if found.name == "weights to begin with"] == [Level.ATTENTION]
+
+
+class Scaled(torch.nn.Module):
+    """A loss of one's own that is a module and learns a number."""
+
+    needs = Needs()
+
+    def __init__(self, settings, item_tokens=None, *, eos_id=None):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, states, batch, legal=None, *, epoch=0.0, generator=None):
+        loss = cross_entropy(states.head(states.final), batch.targets).sum() * self.scale
+        return LossTerms(parts={"scaled": loss}, weights={"scaled": 1.0})
+
+
+def test_a_loss_that_is_a_module_begins_with_the_same_stage_as_all_others(ring):
+    run("LCRec")
+    stages = sorted((ring / "saved/cache/supervised").iterdir())
+    own = {"objective": f"{__name__}:Scaled"}
+    run(**own, **{"train.init_from": "sft"})
+    learned = weights_of(newest(ring, "ILRec"))
+    assert learned["objective.scale"] != 1.0
+    assert sorted((ring / "saved/cache/supervised").iterdir()) == stages
+    run(**own, **{"train.init_from": str(newest(ring, "ILRec"))}, epochs=1)
+    assert abs(weights_of(newest(ring, "ILRec"))["objective.scale"] - 1.0) < abs(learned["objective.scale"] - 1.0)
+
+
+def test_the_optimizer_of_a_stage_is_gone_when_the_next_begins(ring, monkeypatch):
+    optimizers, alive = [], []
+    create = StepTrainer.create_optimizer
+
+    def noted(self, *args, **kwargs):
+        alive.append(sum(reference() is not None for reference in optimizers))
+        made = create(self, *args, **kwargs)
+        optimizers.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(StepTrainer, "create_optimizer", noted)
+    run("DPO", **{"preference.epochs": 1, "preference.examples": 50})
+    assert alive == [0, 0] and not any(reference() is not None for reference in optimizers)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from recbole_ilrec.cli import main
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import load_state
@@ -129,6 +130,29 @@ def test_freely_generated_titles_are_shared_out(ring):
         assert result["test_result"] == one["test_result"]
 
 
+@pytest.mark.parametrize("answers", ["constrained", "free"])
+def test_choices_among_candidates_are_shared_out(ring, monkeypatch, answers):
+    lines = ["item_id:token\ttitle:token_seq", *(f"i{n}\tTale {n * n}" for n in range(1, 25))]
+    (ring / "dataset/ring/ring.item").write_text("\n".join(lines) + "\n")
+    settings = {
+        **PLAIN,
+        "epochs": 0,
+        "task": "candidates",
+        "candidates.count": 6,
+        "topk": [1, 3],
+        "valid_metric": "Hit@1",
+    }
+    settings |= {
+        "candidates.answers": answers,
+        "bigrec.max_new_tokens": 8,
+        "train_rows": "prefix",
+        "eval_batch_size": 8,
+    }
+    (one,) = several(ring, 1, "BIGRec", "ring", settings)
+    for result in several(ring, 2, "BIGRec", "ring", settings):
+        assert result["test_result"] == one["test_result"] and 0 < one["test_result"]["hit@3"] < 1
+
+
 def test_a_first_process_that_fails_does_not_leave_the_others_waiting(ring):
     first, second = several(ring, 2, "ILRec", "ring", {**PLAIN, "prompt.max_length": 4})
     assert "prompt.max_length=4" in first["error"]
@@ -182,6 +206,17 @@ def test_a_named_gpu_is_the_one_that_training_computes_on(tmp_path, monkeypatch)
         assert arguments.device == asked and current and set(current) == {asked}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert PartialState.default_device.fget(None) == torch.device("cuda")
+
+
+def test_variables_of_torchrun_without_it_are_one_line(ring, monkeypatch, capsys):
+    monkeypatch.chdir(ring)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["doctor", "--dataset=ring"]) == 2
+    assert "unset WORLD_SIZE RANK" in capsys.readouterr().err
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["run", "--model=LCRec", "--dataset=ring", "--device=cpu"]) == 2
+    assert "they do not find each other" in capsys.readouterr().err and not (ring / "saved").exists()
 
 
 def test_classical_models_and_a_named_gpu_are_refused_under_torchrun(ring, monkeypatch):

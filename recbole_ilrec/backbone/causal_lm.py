@@ -138,7 +138,7 @@ def base_states(
     Returns:
         ``[len(texts), H]`` float32; see :func:`~recbole_ilrec.backbone.text_states.text_states`.
     """
-    tokenizer, model = _load(settings)
+    tokenizer, model = _load(settings, device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     decoder = model.get_decoder().to(device).eval()
@@ -146,7 +146,12 @@ def base_states(
 
 
 def pooled_states(
-    settings: BackboneSettings, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False
+    settings: BackboneSettings,
+    texts: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> Tensor:
     """Mean of the last hidden states over the tokens of each text, as LC-Rec's item vectors.
 
@@ -159,4 +164,4 @@ def pooled_states(
     if not settings.path:
         raise UserError("index.embedding=backbone needs a pretrained backbone; tiny has read nothing, use tfidf or cf.")
     label = "Item vectors" if progress else None
-    return base_states(settings, texts, pooling="mean", batch_size=batch_size, progress=label)
+    return base_states(settings, texts, pooling="mean", device=device, batch_size=batch_size, progress=label)

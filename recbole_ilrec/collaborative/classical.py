@@ -6,7 +6,6 @@ recommendations that do not exist are no hits, the history can be left out of th
 the optimiser, and nothing is written before training starts.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
-from recbole.data.dataset import SequentialDataset
 from recbole.evaluator import Evaluator
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer as RecBoleTrainer
@@ -27,6 +25,7 @@ from recbole.utils import WandbLogger, get_tensorboard, set_color
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_ilrec.collaborative.model import items_key, load_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import interactions_key, own_texts, request_of
 from recbole_ilrec.data.candidates import CANDIDATES
@@ -220,7 +219,7 @@ class ClassicalTrainer(RecBoleTrainer):
         folder = Path(resume_file)
         folder = folder.parent if folder.name in (BEST, LAST) else folder
         state = load_state(folder / LAST, kind=self.config["model"])
-        load_weights(self.model, state["model"], folder / LAST)
+        load_model(self.model, state, folder / LAST)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
@@ -244,8 +243,7 @@ class ClassicalTrainer(RecBoleTrainer):
         """Put the weights of the best epoch of this run, or of another run's ``best/``, into the model."""
         folder = Path(folder or self.folder / BEST)
         state = load_state(folder, kind=self.config["model"])
-        load_weights(self.model, state["model"], folder)
-        self.model.load_other_parameter(state["other_parameter"])
+        load_model(self.model, state, folder)
         self.logger.info(f"Loading model structure and parameters from {folder}")
 
     # ---- evaluation
@@ -292,29 +290,3 @@ class ClassicalTrainer(RecBoleTrainer):
             others = torch.ones_like(scores, dtype=torch.bool)
             scores = scores.masked_fill(others.scatter_(1, rows[CANDIDATES].to(scores.device), False), -torch.inf)
         return rows, scores, *positives
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """``model.load_state_dict``; a mismatch becomes a :class:`UserError` that names ``source``."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise UserError(
-            f"{source} does not fit this model and dataset: {detail} Use the settings and data it was trained with."
-        ) from None
-
-
-def build_model(config: Config, dataset: SequentialDataset) -> AbstractRecommender:
-    """The model that ``config`` names, on its device; RecBole's complaints about sizes become a :class:`UserError`."""
-    try:
-        model = config.model_class(config, dataset)
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"{config.model} cannot be built with these settings: {error}") from None
-    return model.to(config["device"])
-
-
-def items_key(dataset: SequentialDataset) -> str:
-    """SHA-256 of the item tokens in the order of their internal ids: equal where weights of items can be shared."""
-    tokens = dataset.field2id_token[dataset.iid_field].tolist()
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

@@ -6,7 +6,8 @@ from typing import Any
 
 from recbole.utils import init_seed
 
-from recbole_ilrec.collaborative.classical import ClassicalTrainer, build_model
+from recbole_ilrec.collaborative.classical import ClassicalTrainer
+from recbole_ilrec.collaborative.model import build_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import Data
 from recbole_ilrec.report.costs import spent_on

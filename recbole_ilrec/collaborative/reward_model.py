@@ -18,7 +18,8 @@ from recbole.utils import init_seed
 from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
-from recbole_ilrec.collaborative.classical import BEST, LAST, ClassicalTrainer, build_model, items_key, load_weights
+from recbole_ilrec.collaborative.classical import BEST, LAST, ClassicalTrainer
+from recbole_ilrec.collaborative.model import build_model, items_key, load_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import find_model, read_of
 from recbole_ilrec.configuration.outcome import OUTCOME_FREE, decides, interactions_key, own_code
@@ -262,8 +263,7 @@ def _given(config: Config, dataset: SequenceDataset) -> AbstractRecommender:
             "this dataset with the same filters, or leave reward_checkpoint out to train one."
         )
     model = build_model(reward_config(config, _settings_of(config, state["config"])), dataset)
-    load_weights(model, state["model"], folder)
-    model.load_other_parameter(state["other_parameter"])
+    load_model(model, state, folder)
     return model
 
 

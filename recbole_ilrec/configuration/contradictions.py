@@ -84,7 +84,7 @@ def _check_layers(settings: Settings) -> None:
 
 def too_many_layers(settings: Settings, layers: int, asked: int) -> UserError:
     """The complaint that ``k``, or what another loss asks for, is not below the number of decoder blocks."""
-    if settings.objective.lower() != "ilrec":
+    if settings.objective != "ilrec":
         return UserError(
             f"objective '{settings.objective}' needs {asked} candidate layers: backbone '{settings.backbone_name}' has "
             f"{layers} layers, so Needs(layers=...) may be 0 to {layers - 1}."

@@ -45,11 +45,12 @@ PARADIGM_OF = {"LCRec": "lcrec", "BIGRec": "bigrec"}
 
 # fmt: off
 RUN_KEYS = frozenset((
-    "model", "dataset", "config_files", "result_file", "debug", "print_config", "saved",
-    "resume_from_checkpoint", "device", "cache_dir", "num_threads", "objective_options",
+    "model", "dataset", "saved", "resume_from_checkpoint", "device", "cache_dir", "num_threads", "objective_options",
 ))
 # fmt: on
 """Settings of a run that neither RecBole nor the typed settings know."""
+
+_OPTIONS = frozenset(("config_files", "result_file", "debug", "print_config"))
 
 # Read by RecBole's code and set in none of its YAML files.
 # fmt: off
@@ -181,6 +182,11 @@ def known_keys(model_class: type, from_yaml: Iterable[str]) -> set[str]:
 def refuse_unknown(given: dict[str, Any], known: set[str], origin: dict[str, str]) -> None:
     """Raise :class:`UserError` for the first setting that nothing reads; dotted ones are left to the typed settings."""
     for key in given:
+        if key in _OPTIONS:
+            raise UserError(
+                f"{key} (from {origin.get(key, 'config_dict')}) is no setting but an option of the command 'run': give "
+                f"it there, as --{key}=..., or leave it out."
+            )
         if key in known or key.partition(".")[0] in settings.SECTIONS:
             continue
         raise UserError(

@@ -95,7 +95,7 @@ def supervised_settings(config: Config) -> list[Any]:
 def supervised_key(config: Config) -> str | None:
     """Names the supervised stage of a run, as far as settings do; ``None`` where it has none."""
     objective, train = config.settings.objective, config.settings.train
-    if not config.is_llm or not (objective in PREFERENCES or SFT in (objective.lower(), train.init_from)):
+    if not config.is_llm or not (objective in PREFERENCES or SFT in (objective, train.init_from)):
         return None
     return _key([config.dataset, *supervised_settings(config)])
 
@@ -180,7 +180,7 @@ def _undecided(settings: Settings) -> dict[str, Any]:
     """Typed settings that decide nothing for a language model with this objective and these identifiers."""
     preferring = settings.objective in PREFERENCES
     others = set() if preferring else {"preference"}
-    if preferring or settings.objective.lower() == "sft":
+    if preferring or settings.objective == "sft":
         others.add("ilrec")
     if settings.paradigm == "lcrec" and settings.task == "full":
         others.add("bigrec")

@@ -32,6 +32,8 @@ def rank_candidates(
     device: torch.device,
     progress: str | None = None,
     seen: Sequence[Array] | None = None,
+    share: tuple[int, int] = (0, 1),
+    joined: Callable[[Tensor], Tensor] = lambda scores: scores,
     keeper: Keeper | None = None,
 ) -> Ranking:
     """All candidates of every user, the most probable name first.
@@ -46,6 +48,8 @@ def rank_candidates(
         device: where the model is.
         progress: label of a progress bar, none without.
         seen: item ids that may not be recommended to each user.
+        share: ``(rank, world)`` scores every world-th batch from number rank on.
+        joined: the scores of all shares, from those of one, which has -inf for users of others.
         keeper: keeps the scores while they are computed.
 
     Returns:
@@ -68,8 +72,9 @@ def rank_candidates(
         score[some] = log_probs(collate_answers(encoded, encoder.pad_id).to(device)).float().cpu()
 
     batches = [order[low : low + rows_at_once] for low in range(0, len(order), rows_at_once)]
-    each_user(batches, fill, {"score": score}, name="candidates", progress=progress, keeper=keeper)
-    return _ordered(encoder.catalog, torch.from_numpy(answers), score)
+    mine = batches[share[0] :: share[1]]
+    each_user(mine, fill, {"score": score}, name="candidates", progress=progress, keeper=keeper)
+    return _ordered(encoder.catalog, torch.from_numpy(answers), joined(score))
 
 
 def _ordered(catalog: Catalog, items: Tensor, score: Tensor) -> Ranking:

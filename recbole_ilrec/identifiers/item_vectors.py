@@ -71,12 +71,20 @@ def tfidf_vectors(texts: Sequence[str], dimension: int, seed: int) -> Tensor:
     return functional.normalize(torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)))
 
 
-def encoder_vectors(texts: Sequence[str], folder: str, batch_size: int = 64, progress: bool = False) -> Tensor:
+def encoder_vectors(
+    texts: Sequence[str],
+    folder: str,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
     """Mean of a sentence encoder's last hidden states over the tokens of each text, padding left out.
 
     Args:
         texts: one text per item.
         folder: folder of a Hugging Face model with its tokenizer, or a hub id. Weights must be safetensors.
+        device: where it computes.
         batch_size: texts of a forward pass; the result does not depend on it (up to rounding).
         progress: show a bar on stderr.
 
@@ -87,7 +95,6 @@ def encoder_vectors(texts: Sequence[str], folder: str, batch_size: int = 64, pro
         UserError: when the folder is missing or holds no such model.
     """
     tokenizer, model = _load_encoder(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     longest = min(MAX_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
     vectors = torch.zeros(len(texts), model.config.hidden_size)

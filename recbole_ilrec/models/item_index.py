@@ -155,10 +155,11 @@ def index_vectors(config: Any, dataset: Any, texts: list[str], settings: IndexSe
         )
     if settings.embedding == "tfidf":
         return tfidf_vectors(texts, settings.dimension, config["seed"])
+    how: dict[str, Any] = {"device": config["device"], "progress": config["show_progress"]}
     if settings.embedding == "backbone":
         from recbole_ilrec.backbone.causal_lm import pooled_states
 
-        return pooled_states(local_backbone(config), texts, progress=config["show_progress"])
+        return pooled_states(local_backbone(config), texts, **how)
     if not settings.encoder:
         raise UserError("index.embedding=encoder needs --index.encoder=FOLDER, a sentence encoder of Hugging Face.")
-    return encoder_vectors(texts, settings.encoder, progress=config["show_progress"])
+    return encoder_vectors(texts, settings.encoder, **how)

@@ -85,9 +85,9 @@ class GenerativeRecommender(SequentialRecommender):
         template = load_template(settings.prompt.template or settings.backbone.template, properties_folder() / "prompt")
         self.alignment = alignment_of(config, dataset)
         texts = [*template.texts, *items.texts, *(self.alignment.texts if self.alignment else ())]
-        weights = local_backbone(config)
+        of_backbone = local_backbone(config)
         self.backbone = build_backbone(
-            weights, items.new_tokens, texts, config["seed"], settings.adapter, device=config["device"]
+            of_backbone, items.new_tokens, texts, config["seed"], settings.adapter, device=config["device"]
         )
         self.frozen_key = frozen_key(self.backbone)
         tokenizer = self.backbone.tokenizer
@@ -254,14 +254,12 @@ class GenerativeRecommender(SequentialRecommender):
             return self.title_ranker.rank(pairs, count, **how)
         decode, every = self.settings.decode.model_copy(update={"num_beams": count}), np.arange(len(pairs))
         histories, choices, seen = pairs.histories(every), pairs.choices(every), pairs.seen()
-        how["device"] = self.backbone.device
+        how |= {"device": self.backbone.device, "share": (processes.rank(), processes.world())}
         if choices is not None and not decode.renormalise:
             left_out = seen if decode.exclude_history else None
-            size = self.backbone.vocab_size
-            return rank_candidates(
-                self.answer_log_probs, self.encoder, histories, choices, vocabulary=size, seen=left_out, **how
-            )
-        how |= {"exact_places": self.exact_places, "share": (processes.rank(), processes.world())}
+            how |= {"vocabulary": self.backbone.vocab_size, "seen": left_out, "joined": processes.maximum}
+            return rank_candidates(self.answer_log_probs, self.encoder, histories, choices, **how)
+        how["exact_places"] = self.exact_places
         own = rank_users(self.backbone, self.encoder, histories, decode, seen=seen, candidates=choices, **how)
         assert own.bound is not None
         return Ranking(*map(processes.maximum, (own.leaf, own.score, own.bound)))

@@ -36,6 +36,15 @@ logger = logging.getLogger(__name__)
 KIND = "title vectors"
 
 
+def of_all_processes(answers: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The answers of all users as token ids, where each process has generated those of some and has none for others."""
+    longest = int(processes.maximum(torch.tensor(max(map(len, answers), default=0))))
+    table = torch.full((len(answers), longest), -1)
+    for row, answer in enumerate(answers):
+        table[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+    return [row[row >= 0].tolist() for row in processes.maximum(table)]
+
+
 class TitleRanker:
     """Ranks all identifiers for each history by distance between titles (``bigrec.ranker: grounding | hybrid``).
 
@@ -116,7 +125,7 @@ class TitleRanker:
                 self.backbone, self.encoder, histories, self.settings, eos_id=self.eos_id, **shared
             )
             items = self.embed(self.titles, cached=True)
-            queries = self._embed_answers(self._of_all_processes(answers))
+            queries = self._embed_answers(of_all_processes(answers))
         statistic = self._statistic(pairs) if any(gammas) else None
         wanted = count + (beams.leaf.shape[1] if hybrid else 0)
         for gamma in gammas:
@@ -127,13 +136,6 @@ class TitleRanker:
         if not self.config.settings.decode.exclude_history:
             return None
         return closed_identifiers(self.encoder.catalog, banned_positions(self.encoder.catalog, pairs.seen()))
-
-    def _of_all_processes(self, answers: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Answers of all users where each process has generated those of some."""
-        table = torch.full((len(answers), self.settings.max_new_tokens + 1), -1)
-        for row, answer in enumerate(answers):
-            table[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
-        return [row[row >= 0].tolist() for row in processes.maximum(table)]
 
     def _embed_answers(self, answers: Sequence[Sequence[int]]) -> Tensor:
         """``[B, H]``; an answer that several users get is embedded once."""

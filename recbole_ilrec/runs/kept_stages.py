@@ -57,7 +57,8 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
     best = given_weights(config)
     if best is not None:
         preferring = model.preference is not None
-        begin_with(config, model, best, kind=SUPERVISED[config.settings.paradigm] if preferring else None)
+        with supervision_alone(model):
+            begin_with(config, model, best, kind=SUPERVISED[config.settings.paradigm] if preferring else None)
         return best
     folder = stage_folder(config, model, data.train._dataset, "supervised", [])
     with turn(folder), supervision_alone(model):
@@ -66,11 +67,14 @@ def supervised_stage(config: Any, model: GenerativeRecommender, data: Any) -> Pa
 
 @contextmanager
 def supervision_alone(model: GenerativeRecommender) -> Iterator[None]:
-    """The model's loss is plain cross-entropy meanwhile."""
-    own, model.objective = model.objective, build_objective("sft", model.settings.ilrec)
+    """The model's loss is plain cross-entropy meanwhile; a loss of the user's own may be a module with weights."""
+    own = model.objective
+    del model.objective
+    model.objective = build_objective("sft", model.settings.ilrec)
     try:
         yield
     finally:
+        del model.objective
         model.objective = own
 
 
@@ -109,13 +113,14 @@ def train_once(trainer: GenerativeTrainer, data: Any) -> Path:
 def stage_folder(config: Any, model: GenerativeRecommender, dataset: Any, kind: str, further: list[Any]) -> Path:
     """Where a stage is kept: named by all that its weights depend on, and by nothing else."""
     template, items = model.encoder.template, model.catalog.digest
-    own = [model.alignment.key] if model.alignment else []
+    own: list[Any] = [model.alignment.key] if model.alignment else []
     own += [model.frozen_key] if model.frozen_key else []
     if weighs_titles(config.settings) or (kind == "preference" and prefers(config.settings)):
         own.append(reward_key(config, dataset))
     own += ["ends items"] if template.ends_items else []
     data = [dataset.content_key(), template.variants, template.separator, items]
-    what = [*supervised_settings(config), *data, *own, *own_code(config), *read_from(config, model), *further]
+    own += own_code(supervised_config(config))
+    what = [*supervised_settings(config), *data, *own, *read_from(config, model), *further]
     key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
     name = SUPERVISED[config.settings.paradigm] if kind == "supervised" else config["model"]
     return Path(config["cache_dir"]) / kind / f"{name}-{config['dataset']}-{key}"

@@ -30,6 +30,7 @@ from recbole_ilrec.runs.kept_stages import (
 )
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import fingerprint
+from recbole_ilrec.runtime.resumption import LOOP_STATE
 from recbole_ilrec.runtime.run_folder import new_folder
 from recbole_ilrec.runtime.shards import shard
 from recbole_ilrec.runtime.weights import weights
@@ -126,7 +127,7 @@ def run_folder(config: Any) -> Path:
     given = config["resume_from_checkpoint"]
     if given:
         folder = Path(given)
-        return folder.parent if (folder / "trainer_state.json").is_file() else folder
+        return folder.parent if (folder / LOOP_STATE).is_file() else folder
     return Path(processes.agreed(str(new_folder(config))))
 
 
@@ -151,7 +152,7 @@ def _preference_trainer(config: Any, model: GenerativeRecommender, data: Any) ->
         stage, start = preference_config(config, round_), fingerprint(best)
         init_seed(stage["seed"], stage["reproducibility"])  # the same whether a stage was trained or read
         last = round_ + 1 == own.iterations
-        further = [start, own.model_dump(), config.settings.objective.lower(), config["model"], round_]
+        further = [start, own.model_dump(), config.settings.objective, config["model"], round_]
         folder = run_folder(config) if last else stage_folder(config, model, dataset, "preference", further)
         with nullcontext() if last else turn(folder):
             trainer = PreferenceTrainer(stage if last else resumed(stage, folder), model, folder, start, rows, rejected)

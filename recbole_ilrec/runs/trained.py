@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_ilrec.collaborative.classical import build_model, items_key, load_weights
+from recbole_ilrec.collaborative.model import build_model, items_key, load_model
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.lookup import find_model, read_of
 from recbole_ilrec.configuration.outcome import OUTCOME_FREE, own_texts
@@ -153,8 +153,7 @@ def _model(
             "since then by --file), or train it anew."
         )
     model = build_model(config, dataset)
-    load_weights(model, state["model"], folder)
-    model.load_other_parameter(state["other_parameter"])
+    load_model(model, state, folder)
     return model
 
 

@@ -10,24 +10,24 @@ from torch import Tensor
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy, torch and all GPUs, for :func:`save_state`."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """State of the generators of Python, NumPy, torch and, where this process uses a GPU, of all GPUs."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators back as :func:`random_state` found them; GPUs that are not here are left out."""
+    """Put the generators back as :func:`random_state` found them; GPUs' only where as many are here as were then."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def generator_state() -> Tensor:
     """State of the generators that pretrained models draw dropout from, the CPU's and the GPU's: ``[n]`` uint8."""
     states = [torch.get_rng_state()]
-    return torch.cat([*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states)
+    return torch.cat([*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states)
 
 
 def set_generator_state(state: Tensor) -> None:

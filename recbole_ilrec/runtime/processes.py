@@ -45,7 +45,14 @@ def together(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"WORLD_SIZE={world()} says that this is one of several processes, and they do not find each other "
+            f"({reason}). Start them with torchrun, or run 'unset WORLD_SIZE RANK' for one process."
+        ) from None
     try:
         yield
     finally:

@@ -6,11 +6,12 @@ ones also have a short flat name, listed in :data:`FLAT_KEYS` (``--alpha=0.8``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from recbole_ilrec.errors import UserError, did_you_mean
+from recbole_ilrec.registry import as_listed
 from recbole_ilrec.settings.items import SEQREC as SEQREC
 from recbole_ilrec.settings.items import (
     AlignmentSettings,
@@ -31,7 +32,7 @@ class Settings(Section):
     """Item identifiers: semantic IDs (LC-Rec) or titles (BIGRec)."""
     task: Literal["full", "candidates"] = "full"
     """Recommend from all items, or choose among a few that each row offers."""
-    objective: str = "ilrec"
+    objective: Annotated[str, AfterValidator(as_listed)] = "ilrec"
     """Name of a loss in ``recbole_ilrec.objective``, or ``module:Class`` of your own (docs/extending.md)."""
     backbone_name: str = "tiny"
     """Preset, folder or hub id given as ``--backbone``."""

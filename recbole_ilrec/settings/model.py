@@ -29,7 +29,8 @@ class BackboneSettings(Section):
     gradient_checkpointing: bool = False
     """Compute the activations of a block again in the backward pass instead of keeping them."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention asked of transformers; ``sdpa`` lets torch choose a kernel, on a GPU the flash kernel in training."""
+    """Attention asked of transformers; ``sdpa`` lets torch choose a kernel: on a GPU, for half precision and without a
+    mask (supervised training), the flash kernel."""
     template: str = "compact"
     """Default prompt template of this backbone."""
     append_eos: bool = True

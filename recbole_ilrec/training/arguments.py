@@ -29,6 +29,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         num_train_epochs=config["epochs"],
         learning_rate=config["learning_rate"],
         weight_decay=config["weight_decay"],
+        optim="adamw_torch_fused",  # the library's own default today
         adam_beta2=train.adam_beta2,
         lr_scheduler_type=SCHEDULES[train.schedule],
         warmup_steps=train.warmup_ratio,

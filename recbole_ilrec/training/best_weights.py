@@ -87,7 +87,7 @@ def begin_with(config: Any, model: GenerativeRecommender, folder: Path, kind: st
 
     Args:
         config: the run's settings.
-        model: takes the weights.
+        model: takes the weights; its loss has none meanwhile.
         folder: where they are.
         kind: refuse those of any other model than this.
 
@@ -103,7 +103,9 @@ def begin_with(config: Any, model: GenerativeRecommender, folder: Path, kind: st
     state = load_state(folder, kind=kind)
     if "settings" not in state:
         raise UserError(f"{folder} holds no language model: give the folder of a run of one.")
-    put_back(model, state, folder)
+    of_loss = "objective."  # weights of a loss of one's own are no part of the language model
+    kept = {name: weight for name, weight in state["model"].items() if not name.startswith(of_loss)}
+    put_back(model, {**state, "model": kept}, folder)
     logger.info("Beginning with the weights in %s", folder)
 
 

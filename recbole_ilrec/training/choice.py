@@ -10,7 +10,9 @@ import torch
 from recbole_ilrec.decoding.users import generate_users
 from recbole_ilrec.evaluation.choice import MATCHINGS, choice_ratios
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
+from recbole_ilrec.models.title_ranker import of_all_processes
 from recbole_ilrec.prompt.rows import Pairs
+from recbole_ilrec.runtime import processes
 from recbole_ilrec.schema import Ranking
 
 
@@ -91,6 +93,7 @@ def _written(model: GenerativeRecommender, pairs: Pairs, **how: Any) -> list[str
         eos_id=eos_id,
         device=model.backbone.device,
         candidates=pairs.choices(every),
+        share=(processes.rank(), processes.world()),
         **how,
     )
-    return model.backbone.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return model.backbone.tokenizer.batch_decode(of_all_processes(answers), skip_special_tokens=True)

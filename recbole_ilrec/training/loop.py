@@ -157,7 +157,7 @@ class StepTrainer(Trainer):
         penalty = ", or set --ilrec.penalty=sign_safe if logits are strongly negative"
         return UserError(
             f"training {what} is {value} at step {step} ({where}); lower --learning_rate"
-            f"{penalty if objective.lower() == 'ilrec' else ''}.{kept}"
+            f"{penalty if objective == 'ilrec' else ''}.{kept}"
         )
 
     def _note(self, sums: Mapping[str, Tensor], tokens: int) -> None:
@@ -239,6 +239,13 @@ class StepTrainer(Trainer):
         for old in checkpoints(folder.parent)[: -self.keep]:
             remove(old)
 
+    def release(self) -> None:
+        """Let go of the optimizer and of copies of the weights: what comes after a training needs the memory."""
+        self.optimizer = self.lr_scheduler = self.average = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.model_wrapped, self._resumed = self.model, {}
+        self.accelerator.free_memory()  # also collects the cycles that this loop is in
+
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it goes on from: a checkpoint cannot show it by its shapes."""
         return {
@@ -288,6 +295,6 @@ class StepTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_state(self._resumed["random"])
-            if 0 < processes.rank() < len(self._resumed["random_of_processes"]):
+            if processes.rank() < len(self._resumed["random_of_processes"]):
                 set_generator_state(self._resumed["random_of_processes"][processes.rank()])
             self._resumed = {}  # as large as the model and its optimiser

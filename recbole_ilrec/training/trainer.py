@@ -84,6 +84,7 @@ class GenerativeTrainer:
         self.show_progress = False
         self.policies: dict[str, OrderedDict[str, float]] = {}
         self._users = torch.empty(0, dtype=torch.long)
+        self._writer: SummaryWriter | None = None
         self._watch, self._before = Stopwatch(), dict[str, float]()
         self.answers: dict[str, dict[str, float]] = {}
         self.progress = Progress(best_score=-np.inf if config["valid_metric_bigger"] else np.inf)
@@ -135,6 +136,10 @@ class GenerativeTrainer:
                     raise Interrupted(loop.stop.received)
         except Interrupted as stop:
             raise Interrupted(stop.number, self._how_to_go_on()) from None
+        finally:
+            loop.release()
+            if self._writer is not None:
+                self._writer.close()
         processes.wait()  # the others read what the first one writes
         self.progress.spent = self._spent(loop)
         note(epochs=self.progress.spent["epochs"] - self._before.get("epochs", 0))
@@ -235,8 +240,12 @@ class GenerativeTrainer:
     def _reporting(self) -> list[TrainerCallback]:
         if not processes.is_first():
             return []
-        writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
-        return [TensorBoardCallback(writer), History(self.run_folder, lambda: self.progress), *trackers(self.config)]
+        self._writer = SummaryWriter(str(Path("log_tensorboard") / self.run_folder.name))
+        return [
+            TensorBoardCallback(self._writer),
+            History(self.run_folder, lambda: self.progress),
+            *trackers(self.config),
+        ]
 
     def _validate(self, loop: StepTrainer) -> dict[str, float]:
         start = time.time()

@@ -65,7 +65,7 @@ def _lists(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _machines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """On what the costs came about."""
-    if not {"time", "memory"}.intersection(plan.metrics) or not records:
+    if not {"time", "memory", "gpu_memory"}.intersection(plan.metrics) or not records:
         return []
     kinds = sorted({_kind(record) for record in records})
     threads = " or ".join(sorted({str(record.get("threads", "?")) for record in records}))

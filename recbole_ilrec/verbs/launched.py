@@ -56,7 +56,7 @@ def why_failed(log: Path, begin: int, status: int) -> str:
     """
     said = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
     written = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in written if line.startswith("error: ")]
+    errors = [line.partition(": ")[2] for line in written if line.startswith(("error: ", "fault: "))]
     if errors:
         return errors[-1]
     ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"

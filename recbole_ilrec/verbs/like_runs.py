@@ -36,8 +36,8 @@ class Estimate:
 
 def estimate_from(records: Iterable[Mapping[str, Any]], config: Config) -> Estimate:
     """Median time and greatest memory of the runs among ``records`` that differ in nothing that costs much."""
-    wanted = _likeness(config.as_dict(), config.settings.model_dump(mode="json"))
-    like = [r for r in records if _likeness(r["config"], r["settings"] or {}) == wanted]
+    wanted = [config["device"].type, *_likeness(config.as_dict(), config.settings.model_dump(mode="json"))]
+    like = [r for r in records if [_device(r), *_likeness(r["config"], r["settings"] or {})] == wanted]
     if not like:
         return Estimate()
     return Estimate(statistics.median(map(seconds, like)), max(r["peak_memory_mb"] for r in like))
@@ -46,6 +46,10 @@ def estimate_from(records: Iterable[Mapping[str, Any]], config: Config) -> Estim
 def seconds(record: Mapping[str, Any]) -> float:
     """Wall-clock seconds of a run with all that earlier processes did for it."""
     return record["wall_seconds"] + seconds_before(record.get("stages", {}))
+
+
+def _device(record: Mapping[str, Any]) -> str:
+    return str(record.get("device", "cpu")).partition(":")[0]
 
 
 def _likeness(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Any]:

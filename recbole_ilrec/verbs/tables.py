@@ -29,6 +29,7 @@ _COSTS = {
     "epochs": ("Epochs", 0),
     "samples": ("Samples", 0),
     "memory": ("Memory (GB)", 1),
+    "gpu_memory": ("GPU memory (GB)", 1),
     "parameters": ("Parameters (M)", 2),
 }
 """Metric of a run's cost -> its header, digits after the point."""
@@ -176,6 +177,8 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
         return total(stages, "sampling_passes")
     if metric == "memory":
         return gigabytes(record["peak_memory_mb"])
+    if metric == "gpu_memory":
+        return gigabytes(record.get("peak_gpu_memory_mb") or 0)
     if metric == "parameters":
         return record["parameters"] / 1e6
     return unrounded(metric, record)
