@@ -252,11 +252,13 @@ def test_what_a_killed_run_left_unfinished_goes_and_nothing_else(tmp_path, monke
     whole = save_state(tmp_path / "checkpoint-2", {}, kind="M")
     (tmp_path / "checkpoint-3").mkdir()
     torn = [tmp_path / ".result.json.tmp-7", whole / ".tensors.tmp-7"]
+    for ours in ("evaluating-0-of-1", "evaluating-1-of-2"):
+        (tmp_path / ours).mkdir()
     for path in (*torn, tmp_path / "notes"):
         path.touch()
     before = {path.name for path in whole.iterdir()}
     clear_up(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "notes"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "notes", "evaluating-0-of-1"}
     assert {path.name for path in whole.iterdir()} == before - {torn[1].name}
     (whole / "trainer_state.json").write_text("{}")
     monkeypatch.setattr("recbole_ilrec.runtime.resumption.shutil.rmtree", lambda *_, **__: None)  # killed in it

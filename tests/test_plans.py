@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
+COSTS = ("epoch_time", "user_time", "gpu_memory")
 ABOUT = {"history_masked": False, "collisions": "expected", "code": "c", "data": "d"}
 
 
@@ -35,6 +36,18 @@ def record(minutes=1.0, epochs=5, test_result=None, about=ABOUT):
     stages = {"supervised": {"wall_seconds": 1, "epochs": epochs}}
     result = {"test_result": test_result or {}}
     return Outcome({"result": result, "wall_seconds": 60 * minutes, "stages": stages, "evaluation": about})
+
+
+def test_costs_of_an_epoch_and_of_a_user_are_columns():
+    grid = Grid(replace(narrowed(plan_of("efficiency"), datasets=["ring"], models=["ILRec"]), metrics=COSTS), {})
+    made = record(epochs=4)
+    made.record["stages"] |= {"supervised/validation": {"wall_seconds": 0.2}, "evaluation": {"wall_seconds": 0.5}}
+    test = dict.fromkeys(("rows_evaluated", "rows_in_split", "users_evaluated"), 200) | {"limited_by": None}
+    made.record["evaluation"] = {**ABOUT, "test": test}
+    made.record.update({"peak_gpu_memory_mb": 1000, "processor": "p", "device": "cuda:0", "gpu": "G", "processes": 2})
+    table = results_table(grid, dict.fromkeys(grid.all_runs(), made))
+    assert [cell.shown() for cell in table.blocks[0][1][0].cells] == ["0.2", "2.50", "1.0"]
+    assert "Costs: p, G, 2 processes, threads" in table.caption
 
 
 # ---- which number is the best

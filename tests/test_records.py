@@ -20,7 +20,17 @@ from recbole_ilrec.configuration.presets import properties_folder
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.topk import MISSING, TargetPlaces, hit_and_ndcg, list_quality
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks, write_ranks
-from recbole_ilrec.report.costs import REWARD, epochs_of, ledger, note, note_earlier, seconds_before, spent_on, total
+from recbole_ilrec.report.costs import (
+    REWARD,
+    epoch_seconds,
+    epochs_of,
+    ledger,
+    note,
+    note_earlier,
+    seconds_before,
+    spent_on,
+    total,
+)
 from recbole_ilrec.report.record import machine
 from recbole_ilrec.runs import certificate
 from recbole_ilrec.runtime import run_folder
@@ -325,6 +335,15 @@ def test_lists_are_exact_as_far_as_the_metrics_look():
     score, leaf = torch.tensor([[-1.0, -2.0, -5.0]] * 2), torch.tensor([[0, 1, 2]] * 2)
     ranking = Ranking(leaf=leaf, score=score, bound=torch.tensor([-1.5, -3.0]))
     assert [list_quality(ranking, places).exact for places in (1, 2, 3)] == [1.0, 0.5, 0.0]
+
+
+def test_the_time_of_an_epoch_is_without_validations_and_unknown_where_they_cannot_be_told_apart():
+    whole = {"wall_seconds": 100.0, "epochs": 4}
+    parts = {"supervised/validation": {"wall_seconds": 12.0}, "preference": {"wall_seconds": 50.0, "epochs": 3}}
+    parts["supervised/validation/sampling"] = {"wall_seconds": 5.0}
+    assert epoch_seconds({"supervised": whole, **parts}) == 22.0
+    assert epoch_seconds({"supervised": {**whole, "earlier": {"wall_seconds": 9.0}}}) is None
+    assert epoch_seconds({"supervised": {"wall_seconds": 3.0}}) is None is epoch_seconds({})
 
 
 def test_epochs_of_a_run_are_not_those_of_its_reward_model():

@@ -33,7 +33,7 @@ from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.evaluation.topk import TargetPlaces
 from recbole_ilrec.metrics.collector import Collector, refuse_nan
 from recbole_ilrec.metrics.rank_metrics import keep_ranks
-from recbole_ilrec.report.costs import note, note_earlier
+from recbole_ilrec.report.costs import note, note_earlier, spent_on
 from recbole_ilrec.report.record import Stopwatch
 from recbole_ilrec.runtime.checkpoint import load_state, save_state
 from recbole_ilrec.runtime.generators import random_state, set_random_state
@@ -156,7 +156,8 @@ class ClassicalTrainer(RecBoleTrainer):
         return loss
 
     def _valid_epoch(self, valid_data: AbstractDataLoader, show_progress: bool = False) -> tuple[float, Any]:
-        score, result = super()._valid_epoch(valid_data, show_progress)
+        with spent_on("validation"):
+            score, result = super()._valid_epoch(valid_data, show_progress)
         self.history.append(validation(max(self.train_loss_dict) + 1.0, None, result))
         return score, result
 

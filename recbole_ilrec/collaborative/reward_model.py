@@ -140,7 +140,7 @@ def is_kept(config: Config, dataset: SequenceDataset) -> bool:
     if config.settings.reward.checkpoint:
         return True
     last = _folder(config, _own_config(config, dataset), dataset) / LAST
-    return (last / STATE).is_file() and bool(load_state(last)["finished"])
+    return (last / STATE).is_file() and bool(plain_entry(last, "finished"))
 
 
 def untrained_reward_model(config: Config, dataset: SequenceDataset) -> tuple[RewardModel, Config]:
@@ -216,7 +216,7 @@ def training_settings(config: Config) -> Config | None:
     reward = config.settings.reward
     given: dict[str, Any] = {}
     if reward.checkpoint:
-        given = load_state(_checkpoint_folder(config)).get("config", {})
+        given = plain_entry(_checkpoint_folder(config), "config") or {}
     own = reward_config(config, {})
     choosing = [key for key in _SELECTING if key not in ("seed", "reproducibility", "load_col", "unload_col")]
     for key in choosing:
@@ -243,7 +243,7 @@ def trained_elsewhere(config: Config) -> bool | None:
     """
     if not config.settings.reward.checkpoint:
         return False
-    file = load_state(_checkpoint_folder(config)).get("interactions")
+    file = plain_entry(_checkpoint_folder(config), "interactions")
     return None if file is None else file != interactions_key(config)
 
 

@@ -17,6 +17,9 @@ KEYS = ("separator", "frame", "templates")
 class Template:
     """A prompt family; variant 0 is the one used in evaluation.
 
+    Choice: LC-Rec's published evaluation takes one template or the mean over several. Here it is the first of the file,
+    ``prompt.template``; another one is evaluated from a file of your own in which it stands first.
+
     Attributes:
         variants: (text before the history, text after it) of each template, the frame included. The text after it may
             hold ``{candidates}``, where the items to choose among stand.

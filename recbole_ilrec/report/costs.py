@@ -120,6 +120,19 @@ def epochs_of(stages: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
     return total(stages, "epochs", within="supervised"), total(stages, "epochs", within="preference")
 
 
+def epoch_seconds(stages: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Wall-clock seconds of an epoch of supervised training, validations left out.
+
+    ``None`` where the record does not say it: without epochs, and where an earlier process made some of them, whose
+    validations are not told apart.
+    """
+    whole = stages.get("supervised", {})
+    if not whole.get("epochs") or "earlier" in whole:
+        return None
+    within = (entry for path, entry in stages.items() if path.count("/") == 1 and path.startswith("supervised/"))
+    return (whole["wall_seconds"] - sum(entry.get("wall_seconds", 0.0) for entry in within)) / whole["epochs"]
+
+
 def seconds_before(stages: Mapping[str, Mapping[str, Any]]) -> float:
     """Wall-clock seconds that earlier processes spent for a run: to be added to its own."""
     return sum(entry.get("earlier", {}).get("wall_seconds", 0.0) for entry in stages.values())

@@ -10,6 +10,7 @@ from typing import Any
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.evaluation.user_ranks import ranks_file, read_ranks
 from recbole_ilrec.preparation.files import mirror
+from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, check_kind, check_whole, load_state
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ def clear_up(run_folder: Path) -> None:
     for leftover in (*run_folder.glob(".*.tmp-*"), *run_folder.glob("*/.*.tmp-*")):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
+    own = f"evaluating-*-of-{processes.world()}"
+    for folder in set(run_folder.glob("evaluating-*")) - set(run_folder.glob(own)):  # of another number of processes
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside_later(checkpoint: Path) -> None:

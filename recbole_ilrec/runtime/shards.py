@@ -97,7 +97,7 @@ def whole(model: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(True, recurse=False)
 
 
-def gathered(tree: Any) -> Any:
+def whole_on_first(tree: Any) -> Any:
     """Nested values with every shared-out tensor whole, on the CPU of the first process; the others get an empty one.
 
     All processes have to come here together. Values that are not shared out stay as they are.
@@ -106,9 +106,9 @@ def gathered(tree: Any) -> Any:
         full = tree.detach().full_tensor()
         return full.cpu() if processes.is_first() else full.new_empty(0)
     if isinstance(tree, Mapping):
-        return {key: gathered(entry) for key, entry in tree.items()}
+        return {key: whole_on_first(entry) for key, entry in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(gathered(entry) for entry in tree)
+        return type(tree)(whole_on_first(entry) for entry in tree)
     return tree
 
 
@@ -123,7 +123,7 @@ def fill(target: Tensor, values: Tensor) -> Tensor:
 
 
 def cut_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole state of an optimizer, as :func:`gathered` makes it, with the shares that its parameters have."""
+    """The whole state of an optimizer, as :func:`whole_on_first` makes it, with the shares that its parameters have."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         **state,

@@ -14,7 +14,7 @@ from recbole_ilrec.objective import PREFERENCES
 from recbole_ilrec.runtime import processes
 from recbole_ilrec.runtime.checkpoint import STATE, load_state, plain_entry, save_state
 from recbole_ilrec.runtime.resumption import BEST
-from recbole_ilrec.runtime.shards import gathered
+from recbole_ilrec.runtime.shards import whole_on_first
 from recbole_ilrec.runtime.weights import load_weights, weights
 from recbole_ilrec.settings.model import SFT
 from recbole_ilrec.training.loop import BASE, IDENTIFIERS
@@ -39,7 +39,7 @@ def save_best(
         score: validation score of these weights.
         result: their validation metrics, ``None`` without a validation.
     """
-    best = gathered(weights(model))
+    best = whole_on_first(weights(model))
     if not processes.is_first():
         return
     content = {

@@ -28,7 +28,7 @@ from recbole_ilrec.runtime.checkpoint import save_state
 from recbole_ilrec.runtime.generators import generator_state, random_state, set_generator_state, set_random_state
 from recbole_ilrec.runtime.interrupts import Interrupted, StopSignals
 from recbole_ilrec.runtime.resumption import LOOP_STATE, checkpoints, keep_best, remove
-from recbole_ilrec.runtime.shards import Called, cut_state, gathered, is_shared_out
+from recbole_ilrec.runtime.shards import Called, cut_state, is_shared_out, whole_on_first
 from recbole_ilrec.runtime.weights import WeightAverage, load_weights, weights
 from recbole_ilrec.training.micro_batches import MicroBatches, StepLoader, StepSampler
 
@@ -210,7 +210,7 @@ class StepTrainer(Trainer):
         others = processes.gathered(generator_state())
         average = self.average.mean if self.average else None
         state = {"model": weights(self.model), "optimizer": self.optimizer.state_dict(), "average": average}
-        whole = gathered(state)
+        whole = whole_on_first(state)
         if not self.args.should_save:
             return
         folder = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -8,6 +8,7 @@ from recbole_ilrec.report.runs import lists_told, ranked_among, rows_evaluated
 from recbole_ilrec.report.statistics import ALPHA, TEST
 from recbole_ilrec.report.table import MARK
 
+_OF_MACHINES = frozenset(("time", "epoch_time", "user_time", "memory", "gpu_memory"))
 MARKED = "Best bold, second underlined within a block."
 QUICK = (
     "QUICK SETTINGS: a few steps on few users, only to show that every part works; these numbers say nothing about the "
@@ -65,7 +66,7 @@ def _lists(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _machines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """On what the costs came about."""
-    if not {"time", "memory", "gpu_memory"}.intersection(plan.metrics) or not records:
+    if not _OF_MACHINES.intersection(plan.metrics) or not records:
         return []
     kinds = sorted({_kind(record) for record in records})
     threads = " or ".join(sorted({str(record.get("threads", "?")) for record in records}))

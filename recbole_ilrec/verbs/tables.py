@@ -12,7 +12,7 @@ from recbole_ilrec.configuration.recbole_values import metric_names
 from recbole_ilrec.data.dataset import SequenceDataset
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.accounts import COUNTS, counts_line
-from recbole_ilrec.report.costs import epochs_of, gigabytes, total
+from recbole_ilrec.report.costs import epoch_seconds, epochs_of, gigabytes, total
 from recbole_ilrec.report.plan import Block, Column, Plan, PlannedRun, Row
 from recbole_ilrec.report.runs import in_order, less_is_better, metric_label
 from recbole_ilrec.report.statistics import ALPHA, holm, mean_and_deviation, paired_p
@@ -26,6 +26,8 @@ from recbole_ilrec.verbs.user_metrics import OF_A_USER, by_user, unrounded
 Outcomes = Mapping[PlannedRun, Outcome]
 _COSTS = {
     "time": ("Time (min)", 1),
+    "epoch_time": ("Epoch (s)", 1),
+    "user_time": ("User (ms)", 2),
     "epochs": ("Epochs", 0),
     "samples": ("Samples", 0),
     "memory": ("Memory (GB)", 1),
@@ -171,6 +173,11 @@ def _value(metric: str, record: Mapping[str, Any]) -> float | None:
     stages = record.get("stages", {})
     if metric == "time":
         return seconds(record) / 60
+    if metric == "epoch_time":
+        return epoch_seconds(stages)
+    if metric == "user_time":
+        rows, test = (record["evaluation"].get("test") or {}).get("rows_evaluated"), stages.get("evaluation")
+        return 1000 * test["wall_seconds"] / rows if rows and test and "earlier" not in test else None
     if metric == "epochs":
         return sum(epochs_of(stages))
     if metric == "samples":
