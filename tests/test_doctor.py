@@ -1,5 +1,6 @@
 """The doctor: what is wrong is found, counted and told; what is right is left alone."""
 
+import hashlib
 import json
 import logging
 from dataclasses import replace
@@ -24,7 +25,9 @@ from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.identifiers.title import TitleIdentifiers
 from recbole_ilrec.models.item_index import item_identifiers
+from recbole_ilrec.preparation.known import KNOWN
 from recbole_ilrec.quick_start import run_recbole_ilrec
+from recbole_ilrec.runs import data_diagnosis
 from recbole_ilrec.runs.data_diagnosis import leak_findings
 from recbole_ilrec.runs.diagnosis import diagnose
 from tests.worlds import QUICK, compact_encoder, ring_world, small_backbone, small_catalog, write_dataset
@@ -356,6 +359,17 @@ def test_a_run_logs_the_short_form(world, caplog, model):
     told = [record for record in caplog.records if record.name == "recbole_ilrec.runs.diagnosis"]
     assert "1 needs attention" in told[0].getMessage()
     assert told[1].levelname == "WARNING" and "exclude_history=true" in told[1].getMessage()
+
+
+def test_the_file_of_a_known_data_set_is_the_published_one_or_a_note(world, monkeypatch):
+    config = Config("Pop", "ring", config_dict={"device": "cpu", "topk": [5]})
+    data, file = build_data(config), world / "dataset/ring/ring.inter"
+    told = []
+    for published in (hashlib.sha256(file.read_bytes()).hexdigest(), "other", None):
+        known = replace(KNOWN["Instrument"], name="ring", published=published)
+        monkeypatch.setattr(data_diagnosis, "known_dataset", lambda name, known=known: known)
+        told.append([found.level for found in data_diagnosis.data_findings(config, data) if "file" in found.name])
+    assert told == [[Level.OK], [Level.NOTE], []]
 
 
 def test_a_reward_model_that_learns_from_test_rows_is_found(world):

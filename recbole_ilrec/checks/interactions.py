@@ -106,6 +106,17 @@ def count_finding(name: str, found: Sequence[int], expected: Sequence[int] | Non
     return Finding("data", "counts", Level.ATTENTION, text, numbers)
 
 
+def published_finding(same: bool) -> Finding:
+    """Whether the file of interactions is, byte for byte, the one that the paper's baseline publishes."""
+    if same:
+        return Finding("data", "published file", Level.OK, "the sequences are those that LC-Rec publishes, to the byte")
+    text = (
+        "another file than the sequences that LC-Rec publishes, which are behind the numbers of docs/study.md: equal "
+        "counts may hide another order of equal times, or other names of users and items"
+    )
+    return Finding("data", "published file", Level.NOTE, text)
+
+
 def order_findings(order: TimeOrder, tie_rule: str | None) -> list[Finding]:
     """Ties, and rows that stand twice.
 

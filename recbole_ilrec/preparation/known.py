@@ -23,6 +23,8 @@ class KnownDataset:
         users: RecBole's ``user_num``, which counts ``[PAD]``, as Table 3 prints it.
         items: RecBole's ``item_num``, likewise.
         interactions: number of interactions.
+        published: SHA-256 of ``NAME.inter`` as ``prepare --source=lcrec`` writes it from the sequences that LC-Rec's
+            authors publish; ``None`` where they were not at hand.
     """
 
     name: str
@@ -30,6 +32,7 @@ class KnownDataset:
     users: int
     items: int
     interactions: int
+    published: str | None = None
 
     def files(self) -> tuple[str, str]:
         """Ratings and metadata, as paths below a base address."""
@@ -44,7 +47,10 @@ class KnownDataset:
 KNOWN: dict[str, KnownDataset] = {
     known.name: known
     for known in (
-        KnownDataset("Instrument", "Musical_Instruments", 24_773, 9_923, 206_153),
+        KnownDataset(
+            *("Instrument", "Musical_Instruments", 24_773, 9_923, 206_153),
+            published="c12a607b5c5ee8085c7b24ce9ede86b282aa3e6c03b216b0d058c1c637104dfc",
+        ),
         KnownDataset("Art", "Arts_Crafts_and_Sewing", 45_142, 20_957, 390_832),
         KnownDataset("Game", "Video_Games", 50_547, 16_860, 452_989),
     )

@@ -7,9 +7,10 @@ import numpy as np
 
 from recbole_ilrec.checks.candidates import candidate_findings
 from recbole_ilrec.checks.finding import Finding
-from recbole_ilrec.checks.interactions import count_finding, order_findings
+from recbole_ilrec.checks.interactions import count_finding, order_findings, published_finding
 from recbole_ilrec.checks.leaks import Rows, Timeline, ready_made_findings, split_findings
 from recbole_ilrec.configuration.config import Config
+from recbole_ilrec.configuration.outcome import interactions_key
 from recbole_ilrec.data.candidates import CANDIDATES
 from recbole_ilrec.data.dataset import Data, SequenceDataset
 from recbole_ilrec.preparation.known import known_dataset
@@ -21,11 +22,13 @@ def data_findings(config: Config, data: Data) -> list[Finding]:
     dataset, known = data.dataset, known_dataset(config.dataset)
     found = dataset.user_num, dataset.item_num, int(data.counts["interactions"])
     expected = None if known is None else (known.users, known.items, known.interactions)
-    counts = count_finding(config.dataset, found, expected)
+    counts = [count_finding(config.dataset, found, expected)]
+    if known is not None and known.published:
+        counts.append(published_finding(interactions_key(config) == known.published))
     if _whole(data) is None:
-        return [counts]  # rows that come ready made hold no times
+        return counts  # rows that come ready made hold no times
     rule = tie_rule(Path(config["data_path"]), config.dataset)
-    return [counts, *order_findings(dataset.time_order, rule)]
+    return [*counts, *order_findings(dataset.time_order, rule)]
 
 
 def _whole(data: Data) -> Any:
