@@ -83,11 +83,15 @@ PREPARE_HELP = """usage: recbole-ilrec prepare NAME --source=SOURCE [--path=DIR]
 """
 
 EXPORT_HELP = """usage: recbole-ilrec export RUN --out=DIR [--merge=true]
+       recbole-ilrec export --dataset=DATASET --out=DIR [--key=value ...]
 
   RUN                        the folder of a run of a language model, as --checkpoint_dir keeps it
   --out=DIR                  the folder to make: weights or adapter, tokenizer, catalogue, trie, prompt, model
                              card, golden lists
   --merge=true               fold an adapter into the weights
+  -d, --dataset=DATASET      write a data set in place of a run: its sequences, texts and semantic IDs as LC-Rec's
+                             X.inter.json, X.item.json and X.index.json; settings that filter its rows, and
+                             --index_file, as for run
 """
 
 
@@ -210,9 +214,12 @@ def prepare(arguments: Arguments) -> int:
 @plain_log()
 def export(arguments: Arguments) -> int:
     """The verb ``export``."""
-    out, merge = arguments.take("out"), arguments.take("merge", False)
+    out, dataset = arguments.take("out"), arguments.take("dataset")
+    if dataset is not None:
+        return _export_data(arguments, dataset, out)
+    merge = arguments.take("merge", False)
     if arguments.options:
-        raise unknown_name("option of export", next(iter(arguments.options)), ["out", "merge"])
+        raise unknown_name("option of export", next(iter(arguments.options)), ["out", "merge", "dataset"])
     if len(arguments.words) != 1 or out is None or not isinstance(merge, bool):
         raise UserError("export takes a run and a new folder: recbole-ilrec export RUN --out=DIR [--merge=true].")
     from recbole_ilrec.runtime.compat import require_recbole
@@ -222,6 +229,23 @@ def export(arguments: Arguments) -> int:
         from recbole_ilrec.runs.export import export_run
 
     sys.stdout.write(f"{export_run(Path(arguments.words[0]), Path(out), merge=merge)}\n")
+    return 0
+
+
+def _export_data(arguments: Arguments, dataset: str, out: str | None) -> int:
+    if arguments.words or out is None:
+        raise UserError("export takes a data set and a new folder: recbole-ilrec export --dataset=NAME --out=DIR.")
+    from recbole_ilrec.runtime.compat import require_recbole
+
+    require_recbole()
+    with quick_imports():
+        from recbole_ilrec.quick_start import configure
+        from recbole_ilrec.runs.data_export import export_data
+
+    shortest = {"topk": [1], "valid_metric": "Hit@1"}  # nothing is ranked, and there may be few items
+    options = {**shortest, **arguments.options}
+    config = configure(arguments.take("model", "Pop"), dataset, arguments.config_files(), options)
+    sys.stdout.write(f"{export_data(config, Path(out))}\n")
     return 0
 
 

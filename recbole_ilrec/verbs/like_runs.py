@@ -19,6 +19,7 @@ _COSTLY = (
     "backbone.quantization",
     "train.rows",
     "train.max_steps",
+    "train.init_from",
     "decode.num_beams",
     "preference.examples",
     "preference.epochs",
