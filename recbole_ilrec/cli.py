@@ -52,7 +52,7 @@ Trains a model and evaluates it; without model, dataset and config files ILRec o
   -d, --dataset=DATASET      a folder in --data_path (default: dataset/), or ml-100k, which comes with RecBole
   --config_files="a.yaml b.yaml"
                              YAML files of settings, separated by blanks or commas; later ones win
-  --result_file=PATH         write the result as JSON
+  --result_file=PATH         write the result as JSON; --json=PATH is the same, as in other verbs
   --print_config             show every setting with its origin and stop
   --resume_from_checkpoint=DIR
                              go on with an interrupted run; =auto finds the newest run of the same settings and data,
@@ -165,7 +165,7 @@ def _dispatch(argv: list[str]) -> int:
 def run(arguments: Arguments) -> int:
     """The verb ``run``."""
     files = arguments.config_files()
-    result_file = arguments.take("result_file")
+    result_file = arguments.take("result_file", arguments.take("json"))
     target = Path(result_file) if result_file is not None else None
     if target is not None:
         check_result_file(target)

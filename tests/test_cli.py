@@ -143,7 +143,8 @@ def test_a_run_from_files_writes_its_result(root):
     settings = {key: value for key, value in tiny(root).items() if key != "epochs"}
     for number, files in enumerate(("a.yaml b.yaml", "a.yaml,b.yaml")):
         target = root / f"new/folder/{number}.json"
-        common = {"model": "SASRec", "dataset": "toy", "config_files": files, "result_file": str(target), **settings}
+        where = {("result_file", "json")[number]: str(target)}
+        common = {"model": "SASRec", "dataset": "toy", "config_files": files, **where, **settings}
         assert run(**common) == 0
         result = json.loads(target.read_text())
         recboles = {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"}
