@@ -138,7 +138,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
         record = _record(config, result, {**about, **watch.read(), "stages": costs.stages})
         if config.settings.task == "full":
             logger.info("Lists of this model: recbole-ilrec recommend %s --users=ID", shlex.quote(str(made["folder"])))
-    result |= {"evaluation": certificate, "record": record}
+    result |= {"evaluation": processes.agreed(certificate), "record": record}
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     if result["test_result"] is not None:
