@@ -140,10 +140,10 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
             logger.info("Lists of this model: recbole-ilrec recommend %s --users=ID", shlex.quote(str(made["folder"])))
     result |= {"evaluation": processes.agreed(certificate), "record": record}
     logger.info("The running environment of this training is as follows:\n" + environment_table(config))
+    if certificate is not None and result["test_result"] is not None:
+        logger.info("What the test result is of: %s", certified(certificate))
     logger.info(set_color("best valid ", "yellow") + f": {result['best_valid_result']}")
     if result["test_result"] is not None:
-        if certificate is not None:
-            logger.info("What the test result is of: %s", certified(certificate))
         logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
     return result
 

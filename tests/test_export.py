@@ -114,6 +114,7 @@ def test_a_model_trained_from_scratch_is_exported_whole(tmp_path, monkeypatch):
     result = json.loads((run / "result.json").read_text())
     assert f"ndcg@10 {result['test']['ndcg@10']:.4f}" in card and "base_model" not in card
     assert "12 of 12 test rows, items of the history kept, ranked among all items" in card
+    assert "12 of 12 rows, otherwise likewise" in card
     assert "lists of 10, all valid and distinct" in card and "left out" not in card
     given = json.loads((tmp_path / "dataset/ring/ring.index.json").read_text())
     assert json.loads((out / "index.json").read_text()) == given, "LC-Rec's file, which index_file takes"

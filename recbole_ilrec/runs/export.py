@@ -186,7 +186,7 @@ def _card(config: Config, model: GenerativeRecommender, state: Mapping[str, Any]
         else "-",
         "seed": config["seed"],
         "numbers of the test part": certified(certificate) if certificate else "not known",
-        "numbers of the validation part": f"{settings.train.valid_users or 'all'} users at most, likewise",
+        "numbers of the validation part": _validated(certificate or {}),
         "command": outcome.get("command", "-"),
         "versions": ", ".join(f"{name} {number}" for name, number in outcome.get("versions", {}).items()) or "-",
     }
@@ -201,6 +201,14 @@ def _card(config: Config, model: GenerativeRecommender, state: Mapping[str, Any]
         files=FILES,
         code=program(adapter, str(base), own.dtype, quantised, settings.decode.exclude_history),
     )
+
+
+def _validated(certificate: Mapping[str, Any]) -> str:
+    part = certificate.get("valid")
+    if not part:
+        return "not known"
+    why = f" ({part['limited_by']})" if part["limited_by"] else ""
+    return f"{part['rows_evaluated']:,} of {part['rows_in_split']:,} rows{why}, otherwise likewise"
 
 
 def _how_it_differs(model: GenerativeRecommender) -> list[str]:
