@@ -58,6 +58,7 @@ class ILRec:
         self.settings = settings
         self.item_tokens = item_tokens
         self.eos_id = eos_id
+        self._ids: dict[torch.device, Tensor] = {}
         self.beta = settings.beta if settings.use_cpo else 0.0
         self.cpd_weight = settings.lambda_ if settings.use_cpd and settings.layers else 0.0
         self.crr_weight = settings.mu if settings.use_crr else 0.0
@@ -301,4 +302,6 @@ class ILRec:
         return by_teacher
 
     def _item_ids(self, device: torch.device) -> Tensor | None:
-        return None if self.item_tokens is None else self.item_tokens.to(device).nonzero().squeeze(1)
+        if self.item_tokens is not None and device not in self._ids:  # a GPU would be waited for at every block
+            self._ids[device] = self.item_tokens.to(device).nonzero().squeeze(1)
+        return self._ids.get(device)

@@ -149,7 +149,7 @@ class StepTrainer(Trainer):
             content = {"epoch": self.state.epoch, "step": step, "rows": self._inputs["rows"], "batch": tensors}
             place = self.folder / (f"nonfinite-{step}" + (f"-{processes.rank()}" if processes.rank() else ""))
             save_state(place, {**content, what: value, "sums": dict(sums)}, kind=NON_FINITE)
-            kept = f" The batch is kept in {place}."
+            kept = f" What was computed last of the batch is kept in {place}."
         parts = {name.removeprefix("part/"): entry for name, entry in sums.items() if name.startswith("part/")}
         bad = [name for name, entry in parts.items() if not math.isfinite(entry.item())]
         objective = self.model.settings.objective
