@@ -246,6 +246,23 @@ def test_a_table_is_finished_from_where_it_stopped_and_a_failure_is_a_cell(ring,
     assert re.search(r"--model=SASRec .*about \d", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(("given", "expected"), [((), {"cuda:0", "cuda:1"}), (("--device=cpu",), {"cpu"})])
+def test_runs_side_by_side_have_a_gpu_each_unless_the_device_is_given(ring, monkeypatch, given, expected):
+    both, used = threading.Barrier(2, timeout=60), []
+
+    def launch(arguments, log, descriptor):
+        used.append(next((a.removeprefix("--device=") for a in arguments if a.startswith("--device=")), ""))
+        both.wait()
+        log.write_text("error: no such GPU here\n")
+        return 2
+
+    monkeypatch.setattr(experiments, "_gpus", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(experiments, "_process", launch)
+    assert experiments.default_jobs() == 2
+    assert cli.main(["table", "main", "--dataset=ring", "--models=Pop", "--seeds=4", "--quick", *given]) == 1
+    assert [{*used[:2]}, {*used[2:]}] == [expected, expected]
+
+
 def test_a_run_that_was_not_planned_is_found_by_its_content(ring, monkeypatch):
     assert cli.main(["run", "--model=SASRec", "--dataset=ring", "--epochs=1", "--seed=5", "--state=WARNING"]) == 0
     monkeypatch.setattr(experiments, "_process", lambda *_: pytest.fail("made again"))

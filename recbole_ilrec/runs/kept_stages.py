@@ -130,8 +130,8 @@ def keep_as_stage(trainer: GenerativeTrainer, data: Any, score: float) -> None:
     """Let a run that was supervised fine-tuning and nothing else be the stage that other models begin with."""
     best = trainer.run_folder / BEST
     mixed = trainer.config.keys is not None and trainer.config.keys.begun
-    further = trainer.config.settings.train.init_from
-    if not processes.is_first() or not best.is_dir() or mixed or further:  # without epochs there are no weights
+    second = trainer.config.settings.train.init_from  # itself begun with a stage
+    if not processes.is_first() or not best.is_dir() or mixed or second:  # without epochs there are no weights
         return
     folder = stage_folder(trainer.config, trainer.model, data.train._dataset, "supervised", [])
     if (folder / MANIFEST).is_file():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event, Lock
 from typing import Any
 
@@ -33,7 +34,7 @@ from recbole_ilrec.runtime.resumption import checkpoints
 from recbole_ilrec.runtime.run_folder import begun_as
 from recbole_ilrec.verbs.launched import launch as _process
 from recbole_ilrec.verbs.launched import stop_launched, why_failed
-from recbole_ilrec.verbs.like_runs import Estimate, estimate_from
+from recbole_ilrec.verbs.like_runs import Expected, expected_from
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +59,17 @@ def quick_settings(model: str) -> dict[str, Any]:
 
 
 def default_jobs() -> int:
-    """Runs to make side by side: one where there is a GPU, else one for each core and 4 GB of free memory.
+    """Runs to make side by side: one for each GPU, where there are none one for each core and 4 GB of free memory.
 
     Small models leave a second thread half idle, so two processes of one thread are faster than one of two.
     """
+    return len(_gpus()) or max(1, min(_cores(), psutil.virtual_memory().available // _MEMORY_OF_A_RUN))
+
+
+def _gpus() -> list[str]:
     import torch
 
-    if torch.cuda.is_available():
-        return 1
-    return max(1, min(_cores(), psutil.virtual_memory().available // _MEMORY_OF_A_RUN))
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
 
 
 def _cores() -> int:
@@ -142,13 +145,13 @@ class Experiments:
             return False
         return False
 
-    def estimate(self, run: PlannedRun) -> Estimate:
-        """Median time and greatest memory of runs with the same model, data, backbone and length."""
+    def expected(self, run: PlannedRun) -> Expected:
+        """What it will take, by runs with the same model, data, backbone and length."""
         try:
             config = self.config(run)
         except UserError:
-            return Estimate()
-        return estimate_from(self._records(), config)
+            return Expected()
+        return expected_from(self._records(), config)
 
     def prepare(self, runs: Iterable[PlannedRun]) -> dict[PlannedRun, Outcome]:
         """Download and prepare the datasets of the paper that are not there yet, each once.
@@ -178,8 +181,12 @@ class Experiments:
         """Make runs, ``jobs`` at a time, and hand each outcome over as it comes.
 
         Preference models and the supervised run that they begin from go one after another, in the order given; others
-        go side by side. All that run at a time share the cores, unless ``num_threads`` is given.
+        go side by side. All that run at a time share the cores, unless ``num_threads`` is given, and each has a GPU to
+        itself as far as there are as many, unless the device is given.
         """
+        gpus, devices = _gpus(), SimpleQueue[str | None]()
+        for job in range(jobs):
+            devices.put(gpus[job % len(gpus)] if len(gpus) > 1 else None)
         lanes: dict[object, list[PlannedRun]] = {}
         for run in dict.fromkeys(runs):
             lanes.setdefault(self._turn(run) or run, []).append(run)
@@ -188,7 +195,7 @@ class Experiments:
 
             def start(queue: list[PlannedRun], lanes_left: int) -> None:
                 threads = max(1, _cores() // min(jobs, lanes_left)) if jobs > 1 else None
-                waiting[pool.submit(self._make_one, queue.pop(0), threads)] = queue
+                waiting[pool.submit(self._make_one, queue.pop(0), threads, devices)] = queue
 
             for queue in lanes.values():
                 start(queue, len(lanes))
@@ -218,7 +225,9 @@ class Experiments:
             key = None
         return self.root / PLANNED / f"turn-{key}" if key else None
 
-    def _make_one(self, run: PlannedRun, threads: int | None) -> tuple[PlannedRun, Outcome]:
+    def _make_one(
+        self, run: PlannedRun, threads: int | None, devices: "SimpleQueue[str | None]"
+    ) -> tuple[PlannedRun, Outcome]:
         try:
             folder = self.folder(run)
         except UserError as error:
@@ -234,7 +243,11 @@ class Experiments:
             log = folder / LOG
             logger.info("%s: begun, its log is %s", run, log)
             before = log.stat().st_size if log.is_file() else 0
-            status = self.launch(self._arguments(run, folder, threads), log, descriptor)
+            device = devices.get()  # there are as many as jobs, so nobody waits
+            try:
+                status = self.launch(self._arguments(run, folder, threads, device), log, descriptor)
+            finally:
+                devices.put(device)
             record = self.finished().get(key)
         if record is not None and not status:
             return run, Outcome(record)
@@ -242,10 +255,12 @@ class Experiments:
             return run, Outcome(error=f"it ended well, but without a record of its settings; {log} says what it did")
         return run, Outcome(error=why_failed(log, before, status))
 
-    def _arguments(self, run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
+    def _arguments(self, run: PlannedRun, folder: Path, threads: int | None, device: str | None) -> list[str]:
         settings = {**self._settings(run), "checkpoint_dir": str(folder), "show_progress": False}
         if threads is not None:
             settings.setdefault("num_threads", threads)
+        if device is not None and not {"device", "gpu_id", "use_gpu"} & settings.keys():
+            settings["device"] = device
         resume = newest_resumable(folder)
         if resume is not None:
             settings["resume_from_checkpoint"] = str(resume)

@@ -7,12 +7,12 @@ from typing import Any
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.report.costs import gigabytes
 from recbole_ilrec.verbs.experiments import Experiments, Outcome
-from recbole_ilrec.verbs.like_runs import seconds
+from recbole_ilrec.verbs.like_runs import Expected, seconds
 
 logger = logging.getLogger(__name__)
 
 
-class Progress:
+class OutcomeLog:
     """Notes outcomes as they come, with one line each."""
 
     def __init__(self, count: int, outcomes: dict[Any, Outcome]):
@@ -53,31 +53,45 @@ def refuse_hopeless(what: str, outcomes: Mapping[Any, Outcome]) -> None:
 
 def dry_run(outcomes: Mapping[Any, Outcome], experiments: Experiments) -> str:
     """A line a run: whether it is there, or what like ones took; why others will fail; and what is to do in all."""
-    lines, known, unknown = [], [], 0
+    lines, all_expected = [], []
     for run, outcome in outcomes.items():
         if outcome.error:
             continue
         if outcome.record is not None:
-            state = "finished"
+            lines.append(f"{run}: finished")
         else:
-            estimate = experiments.estimate(run)
-            state = "time and memory unknown: no like run has a record"
-            if experiments.needs_download(run):
-                state = "time and memory unknown: its data are not here and would be downloaded first"
-            if estimate.seconds is None:
-                unknown += 1
-            else:
-                known.append(estimate.seconds)
-                state = f"about {estimate.seconds / 60:.1f} min, {gigabytes(estimate.memory_mb or 0):.1f} GB"
-        lines.append(f"{run}: {state}")
+            all_expected.append(experiments.expected(run))
+            lines.append(f"{run}: {_said(all_expected[-1], needs_download=experiments.needs_download(run))}")
     for error, runs in failures(outcomes).items():
         lines.append(f"{_some(runs)} will fail: {error}")
     failing = sum(bool(outcome.error) for outcome in outcomes.values())
     which = "all" if failing == len(outcomes) else failing
     count = f"{len(outcomes)} runs" + (f", {which} of them will fail" if failing else "")
-    to_do = [f"about {sum(known) / 60:.1f} min"] if known else []
-    to_do += [f"{unknown} of unknown length (measure one: recbole-ilrec estimate and its options)"] if unknown else []
-    return "\n".join([*lines, f"{count}; to do: {' and '.join(to_do) or 'nothing'}", ""])
+    return "\n".join([*lines, f"{count}; to do: {_to_do(all_expected)}", ""])
+
+
+def _said(expected: Expected, *, needs_download: bool) -> str:
+    if expected.seconds is not None:
+        elsewhere = f" (as on {expected.where})" if expected.where else ""
+        return f"about {expected.seconds / 60:.1f} min, {gigabytes(expected.memory_mb or 0):.1f} GB{elsewhere}"
+    if needs_download:
+        return "time and memory unknown: its data are not here and would be downloaded first"
+    return "time and memory unknown: no like run has a record"
+
+
+def _to_do(all_expected: Sequence[Expected]) -> str:
+    """The time of all runs one after another; less where they share stages, such as a reward model."""
+    known = [expected for expected in all_expected if expected.seconds is not None]
+    unknown = len(all_expected) - len(known)
+    parts = []
+    if known:
+        least, most = (f"{sum(getattr(each, name) for each in known) / 60:.1f}" for name in ("own_seconds", "seconds"))
+        elsewhere = sorted({each.where for each in known if each.where})
+        where = f" (as on {'; '.join(elsewhere)})" if elsewhere else ""
+        parts.append(f"about {least if least == most else f'{least} to {most}'} min one after another{where}")
+    if unknown:
+        parts.append(f"{unknown} of unknown length (measure one: recbole-ilrec estimate and its options)")
+    return " and ".join(parts) or "nothing"
 
 
 def _some(runs: Sequence[Any]) -> str:

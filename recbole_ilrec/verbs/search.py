@@ -46,8 +46,8 @@ Makes runs with other settings and keeps those that are best on validation. The 
   --sampler=tpe              each, grid, random or tpe in place of that of a space with one phase
   --trials=N                 make no more than N trials, those made before included
   --timeout=SECONDS          start no trial after so many seconds
-  --jobs=N                   trials at a time, which share the cores; default: one for each core and 4 GB of free
-                             memory, one where there is a GPU. The same trials are made with any number
+  --jobs=N                   trials at a time, which share the cores; default: one on each GPU, without one as many as
+                             there are cores and 4 GB of free memory. The same trials are made with any number
   --seed=2020                of the runs, and of what is drawn
   --dry_run                  show what would be run, with what like runs took, and stop
   --quick                    a few steps on few users, only to see that all works

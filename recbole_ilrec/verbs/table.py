@@ -30,10 +30,10 @@ _OPTIONS = """
   --seeds=3                  so many, from the plan's first on; or a list of them: --seeds=1,2,3 or --seeds=[7].
                              A run for each; the table then shows mean and deviation
   --quick                    a few steps on few users, only to see that all works; said so in the caption
-  --dry_run                  show the runs with what like ones took, and stop
-  --jobs=N                   runs at a time, which share the cores; default: one for each core and 4 GB of free memory,
-                             one where there is a GPU (preference models and the supervised run that they begin from go
-                             one after another)
+  --dry_run                  show the runs with what like ones took, here or where this was made, and stop
+  --jobs=N                   runs at a time, which share the cores; default: one on each GPU, without one as many as
+                             there are cores and 4 GB of free memory (preference models and the supervised run that
+                             they begin from go one after another)
   --checkpoint_dir=saved     where runs and their records are; what is there is reused by content
   --out=tables               folder of the results
   --archive=FILE             also keep the runs in one small file, places of the true items included
@@ -110,7 +110,7 @@ class _Command:
             require_writable(self.asked.archive.parent, f"archive={self.asked.archive}")
         from recbole_ilrec.verbs.experiments import ASKED, PLANNED, default_jobs
         from recbole_ilrec.verbs.printed import paper_table, printed_counts
-        from recbole_ilrec.verbs.progress import Progress, dry_run, refuse_hopeless
+        from recbole_ilrec.verbs.progress import OutcomeLog, dry_run, refuse_hopeless
         from recbole_ilrec.verbs.tables import Grid, refuse_uncomputed
 
         whole = self.asked.whole
@@ -135,7 +135,7 @@ class _Command:
         append_record(experiments.root / PLANNED / ASKED, self.asked.call)
         logger.info("%d runs, %d of them are there already", len(outcomes), len(outcomes) - len(missing))
         jobs = self.asked.jobs or (1 if "time" in self.plan.metrics else default_jobs())  # side by side is slower
-        experiments.make(missing, jobs, Progress(len(missing), outcomes))
+        experiments.make(missing, jobs, OutcomeLog(len(missing), outcomes))
         return self._write(grid, outcomes, printed)
 
     def _archived(self, grid: "Grid") -> "dict[Any, Outcome]":
