@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -464,6 +465,26 @@ def test_a_plan_that_is_terminated_tells_its_runs_to_save(ring, tmp_path, monkey
     assert log.read_text() == "begun\nsaved\n" and not runs.folder(second).exists()
 
 
+def test_a_run_that_begins_while_its_plan_is_terminated_is_told_to_stop_too(ring, tmp_path, monkeypatch):
+    stub, popen = tmp_path / "python", subprocess.Popen
+    stub.write_text("#!/bin/sh\ntrap 'echo saved; exit 143' TERM\necho begun\nwhile :; do sleep 0.05; done\n")
+    stub.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stub))
+
+    def late(*given, **options):
+        process = popen(*given, **options)
+        os.kill(os.getpid(), signal.SIGTERM)  # before anybody has noted that it is under way
+        time.sleep(1)
+        return process
+
+    monkeypatch.setattr("recbole_ilrec.verbs.launched.subprocess.Popen", late)
+    (run,) = Grid(narrowed(plan_of("main"), datasets=["ring"], models=["SASRec"], seeds=[1]), {}).all_runs()
+    runs = Experiments({})
+    with pytest.raises(Interrupted), raised():
+        runs.make([run], 1, lambda *_: pytest.fail("came to its end"))
+    assert (runs.folder(run) / experiments.LOG).read_text() == "begun\nsaved\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -582,6 +603,11 @@ def test_layer_losses_of_the_runs_are_drawn_layer_by_layer(ring, monkeypatch):
     missing = {one: outcomes[one], two: Outcome(error="no room")}
     with pytest.raises(UserError, match="in the runs of all seeds"):
         picture(grid, results_table(grid, missing), missing)
+    partly = results_table(grid, {one: outcomes[one], two: Outcome()})
+    assert (
+        partly.notes == ("Not all runs are there yet: LC-Rec (1 of 2).",) and not partly.blocks[0][1][0].cells[0].text
+    )
+    assert not results_table(grid, outcomes).notes
     del result["layer_losses"]
     with pytest.raises(UserError, match="train.layer_losses=true"):
         picture(grid, results_table(grid, outcomes), outcomes)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -212,8 +213,10 @@ class Experiments:
                 self._stopped.set()
                 if isinstance(error, Interrupted) and error.number == signal.SIGTERM:
                     logger.warning("Stopping; runs under way save their state first.")
-                    stop_launched()  # a terminal's Ctrl-C reaches them without us
-                else:
+                    while not all(future.done() for future in waiting):
+                        stop_launched()  # again and again: one may begin this moment
+                        time.sleep(0.1)
+                else:  # a terminal's Ctrl-C reaches them without us
                     logger.warning("Stopping; runs under way come to their end first.")
                 raise
 

@@ -41,8 +41,9 @@ def launch(arguments: Sequence[str], log: Path, descriptor: int | None) -> int:
 
 
 def stop_launched() -> None:
-    """Tell the runs under way to stop, which they do when the step at hand is done and saved."""
+    """Tell the runs under way to stop, each once, which they do when the step at hand is done and saved."""
     for process in list(_UNDER_WAY):
+        _UNDER_WAY.discard(process)  # a second signal would not let it save
         process.terminate()
 
 

@@ -102,7 +102,7 @@ def results_table(grid: Grid, outcomes: Outcomes, *, quick: bool = False) -> Tab
         caption=caption(plan, records, count, quick, grid.given),
         head=head(plan, columns),
         blocks=tuple(marks),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *_partly(grid, columns, outcomes)])),
     )
 
 
@@ -129,6 +129,17 @@ def _failed(grid: Grid, columns: Sequence[Column], outcomes: Outcomes) -> list[s
         more = f" and {len(runs) - 1} more of the runs" if len(runs) > 1 else ""
         notes.append(f"Failed: {names[runs[0]]}{more}: {error}")
     return notes
+
+
+def _partly(grid: Grid, columns: Sequence[Column], outcomes: Outcomes) -> list[str]:
+    """The lines of which some runs are there and some are not made yet: their empty cells are no failure."""
+    found = []
+    for _, row in grid.plan.rows():
+        runs = [run for column in columns for run in grid.runs(row, column)]
+        made = sum(outcomes[run].record is not None for run in runs)
+        if 0 < made < len(runs) and not any(outcomes[run].error for run in runs):
+            found.append(f"{row.label} ({made} of {len(runs)})")
+    return [f"Not all runs are there yet: {', '.join(found)}."] if found else []
 
 
 def _line(grid: Grid, row: Row, columns: Sequence[Column], outcomes: Outcomes) -> Line:
