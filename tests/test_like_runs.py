@@ -42,9 +42,8 @@ def test_runs_here_come_first_then_the_shipped_ones_and_their_machine_is_named(r
     assert expected_from([other, *here], config) == Expected(4.0, 4.0, 7)
     assert expected_from([other], config) == Expected(11.0, 9.0, 100, "abacus")
     assert expected_from([], Config("SASRec", "ring", None, {"epochs": 5})) == Expected()
-    assert expected_from(
-        [{**here[0], "device": "meta"}], config
-    ).where  # another device's time says nothing of this one
+    elsewhere = {**here[0], "device": "meta"}  # the time of another kind of device says nothing
+    assert expected_from([elsewhere], config).where
 
 
 def test_costs_of_an_archive_are_what_a_plan_expects_where_nothing_was_made(ring, monkeypatch, capsys):
@@ -64,7 +63,7 @@ def test_costs_of_an_archive_are_what_a_plan_expects_where_nothing_was_made(ring
     assert total.endswith(f" min one after another (as on {cost['where']})")
 
 
-def test_a_language_model_that_is_trained_for_longer_today_gives_no_cost(ring, capsys):
+def test_a_language_model_that_is_trained_for_longer_today_gives_no_cost(ring):
     record = {
         **MADE,
         "run": "--model=LCRec --dataset=ring --epochs=3 --seed=1",

@@ -474,15 +474,18 @@ def test_a_run_that_begins_while_its_plan_is_terminated_is_told_to_stop_too(ring
     def late(*given, **options):
         process = popen(*given, **options)
         os.kill(os.getpid(), signal.SIGTERM)  # before anybody has noted that it is under way
-        time.sleep(1)
+        while log.read_text() != "begun\n":
+            time.sleep(0.01)
+        time.sleep(0.5)
         return process
 
     monkeypatch.setattr("recbole_ilrec.verbs.launched.subprocess.Popen", late)
     (run,) = Grid(narrowed(plan_of("main"), datasets=["ring"], models=["SASRec"], seeds=[1]), {}).all_runs()
     runs = Experiments({})
+    log = runs.folder(run) / experiments.LOG
     with pytest.raises(Interrupted), raised():
         runs.make([run], 1, lambda *_: pytest.fail("came to its end"))
-    assert (runs.folder(run) / experiments.LOG).read_text() == "begun\nsaved\n"
+    assert log.read_text() == "begun\nsaved\n"
 
 
 @pytest.mark.parametrize(
