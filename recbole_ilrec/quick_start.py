@@ -22,7 +22,7 @@ from recbole_ilrec.configuration.unread import unread
 from recbole_ilrec.data.dataset import Data, build_data
 from recbole_ilrec.errors import UserError
 from recbole_ilrec.preparation.files import require_writable
-from recbole_ilrec.report.costs import ledger, spent_on
+from recbole_ilrec.report.costs import noting_costs, spent_on
 from recbole_ilrec.report.record import Stopwatch, append_record, commit, machine
 from recbole_ilrec.report.runs import certified
 from recbole_ilrec.runs.certificate import evaluation_certificate
@@ -120,7 +120,7 @@ def _run(config: Config, saved: bool) -> dict[str, Any]:
     if names := unread(config):
         logger.warning("%s does not read %s: given, and without effect.", config.model, ", ".join(names))
     _check_places(config, saved)
-    with ledger() as costs:
+    with noting_costs() as costs:
         _place(config)
         with spent_on("data"):
             data = build_data(config)

@@ -24,9 +24,9 @@ from recbole_ilrec.report.costs import (
     REWARD,
     epoch_seconds,
     epochs_of,
-    ledger,
     note,
     note_earlier,
+    noting_costs,
     seconds_before,
     spent_on,
     total,
@@ -173,7 +173,7 @@ def test_another_model_under_the_same_name_is_read_anew(ring):
 
 
 def test_costs_go_to_the_stage_they_belong_to():
-    with ledger() as costs:
+    with noting_costs() as costs:
         with spent_on("supervised"):
             note(epochs=2)
             with spent_on("validation"):
@@ -186,7 +186,7 @@ def test_costs_go_to_the_stage_they_belong_to():
     assert set(costs.stages) == {"supervised/validation", "supervised", f"supervised/{REWARD}"}
     assert total(costs.stages, "epochs", within="supervised") == 6
     assert seconds_before(costs.stages) == 5.0
-    note(epochs=1)  # no ledger is open
+    note(epochs=1)  # no costs are noted
     assert total(costs.stages, "epochs") == 56
 
 

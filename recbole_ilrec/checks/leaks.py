@@ -18,7 +18,7 @@ GUESSED = 0.5
 
 
 @dataclass(frozen=True)
-class Rows:
+class SplitRows:
     """Rows of one part of the split.
 
     Attributes:
@@ -74,13 +74,13 @@ class Timeline:
         """Whether times order the interactions of different users too."""
         return len(self.moments) == len(self.times)
 
-    def place(self, rows: Rows) -> Array:
+    def place(self, rows: SplitRows) -> Array:
         """``[R]`` entry of each row's target: the first one of its user that is not earlier than the row's time."""
         span = len(self.moments) + 1  # the keys order by user first and by time within a user
         keys = self.user * span + np.searchsorted(self.moments, self.times)
         return np.searchsorted(keys, rows.user.astype(np.int64) * span + np.searchsorted(self.moments, rows.time))
 
-    def seen_before(self, rows: Rows) -> Array:
+    def seen_before(self, rows: SplitRows) -> Array:
         """``[R]`` bool, whether the user had the target's item before, however long ago."""
         width = int(self.items.max(initial=0)) + 1
         pairs, first = np.unique(self.user * width + self.items, return_index=True)
@@ -89,7 +89,7 @@ class Timeline:
         return (pairs[at] == wanted) & (first[at] < self.place(rows))
 
 
-def wrong_histories(timeline: Timeline, rows: Rows) -> Array:
+def wrong_histories(timeline: Timeline, rows: SplitRows) -> Array:
     """``[R]`` bool: a history with a time not before the target's, or that is not what the user did just before.
 
     A row whose target is not in the timeline at that time counts as well.
@@ -105,7 +105,7 @@ def wrong_histories(timeline: Timeline, rows: Rows) -> Array:
     return late | other | misplaced
 
 
-def held_out_in_training(train: Rows, held_out: Rows) -> Array:
+def held_out_in_training(train: SplitRows, held_out: SplitRows) -> Array:
     """``[R]`` bool for training rows: target or history of a time at or after the user's first held-out target."""
     users = int(max(train.user.max(initial=0), held_out.user.max(initial=0))) + 1
     border = np.full(users, np.inf)
@@ -114,14 +114,14 @@ def held_out_in_training(train: Rows, held_out: Rows) -> Array:
     return np.maximum(train.time, newest) >= border[train.user]
 
 
-def later_share(train: Rows, test: Rows) -> float:
+def later_share(train: SplitRows, test: SplitRows) -> float:
     """Mean share of the training targets, of whatever user, that are later than a test target."""
     times = np.sort(train.time)
     return float(1 - (np.searchsorted(times, test.time, side="right") / max(len(times), 1)).mean())
 
 
 def split_findings(
-    timeline: Timeline, parts: Mapping[str, Rows], *, positions: bool, exclude_history: bool
+    timeline: Timeline, parts: Mapping[str, SplitRows], *, positions: bool, exclude_history: bool
 ) -> list[Finding]:
     """All checks of the split.
 
@@ -148,7 +148,7 @@ def split_findings(
     return [*findings, Finding("split", "others' future", level, text, {"share": share})]
 
 
-def ready_made_findings(parts: Mapping[str, Rows]) -> list[Finding]:
+def ready_made_findings(parts: Mapping[str, SplitRows]) -> list[Finding]:
     """What can be seen of rows that come ready made, without whole sequences and times.
 
     Args:
@@ -167,12 +167,12 @@ def ready_made_findings(parts: Mapping[str, Rows]) -> list[Finding]:
     return [*findings, _unseen_finding(parts["train"], parts["test"]), _again_finding(parts["test"])]
 
 
-def _keys(rows: Rows) -> list[tuple[int, bytes, int]]:
+def _keys(rows: SplitRows) -> list[tuple[int, bytes, int]]:
     columns = rows.user.tolist(), rows.history, rows.length, rows.target.tolist()
     return [(user, items[:length].tobytes(), target) for user, items, length, target in zip(*columns, strict=True)]
 
 
-def _history_finding(timeline: Timeline, parts: Mapping[str, Rows]) -> Finding:
+def _history_finding(timeline: Timeline, parts: Mapping[str, SplitRows]) -> Finding:
     wrong = {name: int(wrong_histories(timeline, rows).sum()) for name, rows in parts.items()}
     total = sum(map(len, parts.values()))
     if not any(wrong.values()):
@@ -183,7 +183,7 @@ def _history_finding(timeline: Timeline, parts: Mapping[str, Rows]) -> Finding:
     return Finding("split", "histories", Level.ATTENTION, text, {"wrong": wrong})
 
 
-def _training_finding(parts: Mapping[str, Rows]) -> Finding:
+def _training_finding(parts: Mapping[str, SplitRows]) -> Finding:
     name = "held-out rows"
     counts = {part: int(held_out_in_training(parts["train"], parts[part]).sum()) for part in ("valid", "test")}
     if not any(counts.values()):
@@ -195,7 +195,7 @@ def _training_finding(parts: Mapping[str, Rows]) -> Finding:
     return Finding("split", name, Level.ATTENTION, text, counts)
 
 
-def _repeat_finding(timeline: Timeline, test: Rows, exclude_history: bool) -> Finding:
+def _repeat_finding(timeline: Timeline, test: SplitRows, exclude_history: bool) -> Finding:
     seen = int(timeline.seen_before(test).sum())
     text = f"{of(seen, len(test))} test items are in their user's history"
     if exclude_history and seen:
@@ -204,14 +204,14 @@ def _repeat_finding(timeline: Timeline, test: Rows, exclude_history: bool) -> Fi
     return Finding("split", "repeated targets", level, text, {"rows": seen, "share": seen / max(len(test), 1)})
 
 
-def _unseen_finding(train: Rows, test: Rows) -> Finding:
+def _unseen_finding(train: SplitRows, test: SplitRows) -> Finding:
     unseen = int((~np.isin(test.target, train.items)).sum())
     text = f"{of(unseen, len(test))} test items occur in no training row"
     level = Level.NOTE if unseen else Level.OK
     return Finding("split", "unseen targets", level, text, {"rows": unseen, "share": unseen / max(len(test), 1)})
 
 
-def _again_finding(test: Rows) -> Finding:
+def _again_finding(test: SplitRows) -> Finding:
     last = test.history[np.arange(len(test)), np.maximum(test.length - 1, 0)]
     again = int(((last == test.target) & (test.length > 0)).sum())
     text = f"{of(again, len(test))} test items are the last item of the history once more"
@@ -221,7 +221,7 @@ def _again_finding(test: Rows) -> Finding:
     return Finding("split", "last item again", level, text, {"rows": again})
 
 
-def _window_finding(timeline: Timeline, test: Rows) -> Finding:
+def _window_finding(timeline: Timeline, test: SplitRows) -> Finding:
     past = timeline.place(test) - timeline.start[test.user]
     longer = past > test.length
     text = f"MAX_ITEM_LIST_LENGTH cuts the histories of {of(int(longer.sum()), len(test))} users"

@@ -77,7 +77,7 @@ def policies_table(run: Run) -> Table | None:
     return Table("certificate", caption, (tuple(map(metric_label, metrics)),), tuple(blocks))
 
 
-def datasets_table(runs: Sequence[Run]) -> Table | None:
+def counts_table(runs: Sequence[Run]) -> Table | None:
     """Counts of the datasets as the paper's Table 3 gives them; ``None`` where no record has them."""
     found = {run.record["dataset"]: run.record["data"] for run in runs if run.record.get("data")}
     if not found:

@@ -1,7 +1,7 @@
 """What the stages of a run cost: wall-clock and processor seconds by stage, and what was counted there.
 
-A run opens a ledger (:func:`ledger`); whatever is expensive stands in a :func:`spent_on`. Stages nest: one inside
-another is named by its path (``supervised/validation``) and its time is part of the outer one's. Without a ledger
+A run opens its costs (:func:`noting_costs`); what is expensive stands in a :func:`spent_on`. Stages nest: one inside
+another is named by its path (``supervised/validation``) and its time is part of the outer one's. Without that
 nothing is noted. Knows plain values only.
 """
 
@@ -17,7 +17,7 @@ SECONDS = ("wall_seconds", "cpu_seconds")
 
 
 @dataclass
-class Ledger:
+class Costs:
     """Costs of a run.
 
     Attributes:
@@ -35,13 +35,13 @@ class Ledger:
         return self.stages.setdefault("/".join(self.path) or "run", {})
 
 
-_open: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
+_open: ContextVar[Costs | None] = ContextVar("costs", default=None)
 
 
 @contextmanager
-def ledger() -> Iterator[Ledger]:
+def noting_costs() -> Iterator[Costs]:
     """Note the stages of this block, and of nothing before or after it."""
-    token = _open.set(Ledger())
+    token = _open.set(Costs())
     try:
         opened = _open.get()
         assert opened is not None
@@ -103,7 +103,7 @@ def total(stages: Mapping[str, Mapping[str, Any]], count: str, *, within: str = 
     """Sum of a count such as ``epochs`` over stages, earlier work included.
 
     Args:
-        stages: as in :attr:`Ledger.stages`.
+        stages: as in :attr:`Costs.stages`.
         count: its name.
         within: only stages whose path begins with this name; what the reward model took inside them is left out, since
             where it is trained or read depends on what a run finds done.

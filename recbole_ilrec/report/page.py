@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_ilrec.errors import UserError
-from recbole_ilrec.report.accounts import costs_table, datasets_table, policies_table, stages_table
+from recbole_ilrec.report.accounts import costs_table, counts_table, policies_table, stages_table
 from recbole_ilrec.report.curves import run_picture
 from recbole_ilrec.report.figure import Picture, svg
 from recbole_ilrec.report.markup import Markup, facts, table_element, tag
@@ -184,7 +184,7 @@ def _lists(lists: Mapping[str, Any] | None) -> str:
 
 
 def _data(content: Content) -> list[Markup]:
-    table = datasets_table(content.runs)
+    table = counts_table(content.runs)
     parts = [table_element(table)] if table else [tag("p", "No record holds the counts of its dataset.", class_="note")]
     found = {}
     for run in content.runs:

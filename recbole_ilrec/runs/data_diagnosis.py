@@ -8,7 +8,7 @@ import numpy as np
 from recbole_ilrec.checks.candidates import candidate_findings
 from recbole_ilrec.checks.finding import Finding
 from recbole_ilrec.checks.interactions import count_finding, order_findings, published_finding
-from recbole_ilrec.checks.leaks import Rows, Timeline, ready_made_findings, split_findings
+from recbole_ilrec.checks.leaks import SplitRows, Timeline, ready_made_findings, split_findings
 from recbole_ilrec.configuration.config import Config
 from recbole_ilrec.configuration.outcome import interactions_key
 from recbole_ilrec.data.candidates import CANDIDATES
@@ -65,11 +65,11 @@ def list_findings(config: Config, data: Data) -> list[Finding]:
     return candidate_findings(histories, rows.target, lists, counts[0], counts[1] > 0)
 
 
-def rows_of(part: SequenceDataset) -> Rows:
+def rows_of(part: SequenceDataset) -> SplitRows:
     """The rows of a part of the split as arrays; times are zeros where the rows came ready made."""
     feat, time = part.inter_feat, part.time_field
     history, times = feat[part.history_field].numpy(), f"{time}{part.config['LIST_SUFFIX']}"
-    return Rows(
+    return SplitRows(
         user=feat[part.uid_field].numpy(),
         history=history,
         history_time=feat[times].numpy() if times in feat else np.zeros(history.shape),

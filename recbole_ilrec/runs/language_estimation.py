@@ -11,7 +11,7 @@ from recbole_ilrec.collaborative.reward_model import is_kept, prefers, untrained
 from recbole_ilrec.data.dataset import build_data
 from recbole_ilrec.models.model import GenerativeRecommender, to_pairs
 from recbole_ilrec.prompt.rows import StepPlan
-from recbole_ilrec.report.costs import REWARD, ledger
+from recbole_ilrec.report.costs import REWARD, noting_costs
 from recbole_ilrec.report.estimate import ONCE, Part
 from recbole_ilrec.runs.classical_estimation import training_parts
 from recbole_ilrec.runs.kept_stages import supervised_config, supervised_is_kept, supervision_alone
@@ -109,7 +109,7 @@ def _preference(config: Any, data: Any, supervised: Measured, scratch: Path) -> 
     # Only the model's own items cost so much by the row that those of a few rows have to do.
     by_row = own.source == "self_hard"
     searched = chosen[few] if by_row else chosen
-    with ledger() as costs:
+    with noting_costs() as costs:
         kept = KeptRows(stage, model, dataset, show_progress=False)
         rejected = rejected_items(config, model, dataset, pairs.take(searched), kept, weights="estimate")
         rejected = rejected if by_row else rejected[:, few]

@@ -146,13 +146,16 @@ class Experiments:
             return False
         return False
 
-    def expected(self, run: PlannedRun) -> Expected:
-        """What it will take, by runs with the same model, data, backbone and length."""
-        try:
-            config = self.config(run)
-        except UserError:
-            return Expected()
-        return expected_from(self._records(), config)
+    def expected(self, runs: Iterable[PlannedRun]) -> dict[PlannedRun, Expected]:
+        """What each will take, by runs with the same model, data, backbone and length."""
+        records = list(self._records())
+        found = {}
+        for run in runs:
+            try:
+                found[run] = expected_from(records, self.config(run))
+            except UserError:
+                found[run] = Expected()
+        return found
 
     def prepare(self, runs: Iterable[PlannedRun]) -> dict[PlannedRun, Outcome]:
         """Download and prepare the datasets of the paper that are not there yet, each once.

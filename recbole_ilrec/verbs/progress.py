@@ -1,7 +1,7 @@
 """What is said of the runs of a plan before they are made and as they come."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from recbole_ilrec.errors import UserError
@@ -53,21 +53,18 @@ def refuse_hopeless(what: str, outcomes: Mapping[Any, Outcome]) -> None:
 
 def dry_run(outcomes: Mapping[Any, Outcome], experiments: Experiments) -> str:
     """A line a run: whether it is there, or what like ones took; why others will fail; and what is to do in all."""
-    lines, all_expected = [], []
-    for run, outcome in outcomes.items():
-        if outcome.error:
-            continue
-        if outcome.record is not None:
-            lines.append(f"{run}: finished")
-        else:
-            all_expected.append(experiments.expected(run))
-            lines.append(f"{run}: {_said(all_expected[-1], needs_download=experiments.needs_download(run))}")
+    possible = {run: outcome.record is not None for run, outcome in outcomes.items() if not outcome.error}
+    expected = experiments.expected(run for run, finished in possible.items() if not finished)
+    lines = [
+        f"{run}: {'finished' if finished else _said(expected[run], needs_download=experiments.needs_download(run))}"
+        for run, finished in possible.items()
+    ]
     for error, runs in failures(outcomes).items():
         lines.append(f"{_some(runs)} will fail: {error}")
     failing = sum(bool(outcome.error) for outcome in outcomes.values())
     which = "all" if failing == len(outcomes) else failing
     count = f"{len(outcomes)} runs" + (f", {which} of them will fail" if failing else "")
-    return "\n".join([*lines, f"{count}; to do: {_to_do(all_expected)}", ""])
+    return "\n".join([*lines, f"{count}; to do: {_to_do(expected.values())}", ""])
 
 
 def _said(expected: Expected, *, needs_download: bool) -> str:
@@ -79,7 +76,7 @@ def _said(expected: Expected, *, needs_download: bool) -> str:
     return "time and memory unknown: no like run has a record"
 
 
-def _to_do(all_expected: Sequence[Expected]) -> str:
+def _to_do(all_expected: Collection[Expected]) -> str:
     """The time of all runs one after another; less where they share stages, such as a reward model."""
     known = [expected for expected in all_expected if expected.seconds is not None]
     unknown = len(all_expected) - len(known)
