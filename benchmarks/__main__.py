@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import data, growth, results, search, steps
+from benchmarks import classical, data, growth, results, search, steps
 from benchmarks.measure import child_seconds, in_child
 from recbole_ilrec.errors import UserError, unknown_name
 from recbole_ilrec.report.record import machine
@@ -87,6 +87,11 @@ def _search(quick: bool) -> Measured:
         yield what, search.beams(users, length, 5000, 20, 3, model, shared)
 
 
+def _caser(quick: bool) -> Measured:
+    of = {"rows": 256, "length": 20, "width": 128, "users": 944, "items": 1683}  # ml-100k with the preset
+    yield of, classical.caser(**of, rounds=3 if quick else 7)
+
+
 def _prepare(quick: bool) -> Measured:
     for ratings in (10**5, 10**6) + (() if quick else (10**7,)):
         yield {"ratings": ratings}, json.loads(in_child("--prepare", str(ratings)))
@@ -111,6 +116,7 @@ GROUPS: dict[str, Callable[[bool], Measured]] = {
     "rewards": _rewards,
     "search": _search,
     "decode": _decode,
+    "caser": _caser,
     "prepare": _prepare,
     "load": _load,
     "start": _start,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import growth, results, search, steps
+from benchmarks import classical, growth, results, search, steps
 from benchmarks.__main__ import GROUPS, wanted
 from benchmarks.measure import paired
 from recbole_ilrec.errors import UserError
@@ -41,6 +41,11 @@ def test_trie_and_rewards_are_timed_and_shown():
     assert search.rewards(300)["ms a target"] > 0
     line = {"name": "trie", "of": {"items": 300}, "numbers": numbers, "finished": "now", **FACTS}
     assert "| trie | items 300 | build s" in results.table([line])
+
+
+def test_caser_is_timed_against_recbole_s_own():
+    numbers = classical.caser(rows=4, length=3, width=8, users=5, items=9, rounds=1)
+    assert all(value > 0 for value in numbers.values())
 
 
 def test_a_group_measured_again_takes_the_place_of_its_own_lines_only(tmp_path):
