@@ -14,7 +14,7 @@ from recbole_ilrec.checks.finding import Finding, Level, render, some_or_note, s
 from recbole_ilrec.checks.interactions import count_finding, order_findings, time_order
 from recbole_ilrec.checks.items import identifier_finding, lost_token_finding, prompt_finding, title_finding
 from recbole_ilrec.checks.leaks import (
-    Rows,
+    SplitRows,
     Timeline,
     held_out_in_training,
     later_share,
@@ -127,7 +127,7 @@ def rows(*cases, width=3):
     for line, (_, past, _) in enumerate(cases):
         for at, (item, time) in enumerate(past):
             history[line, at], times[line, at] = item, time
-    return Rows(
+    return SplitRows(
         user=np.array([user for user, _, _ in cases]),
         history=history.astype(int),
         history_time=times.astype(np.float32),
