@@ -51,7 +51,7 @@ class Caser(RecBoleCaser):
         for start in range(1, length):
             left = length - start
             answers = flat[:, start * width :] @ matrix[: left * width, : left * filters]
-            none = functional.pad(answers, (0, start * filters), value=-torch.inf)  # of filters that do not fit
-            best = torch.maximum(best, none)
+            padded = functional.pad(answers, (0, start * filters), value=-torch.inf)  # for filters that do not fit
+            best = torch.maximum(best, padded)
         biased: Tensor = self.ac_conv(best + torch.cat([conv.bias for conv in self.conv_h]))
         return biased
